@@ -1,0 +1,22 @@
+"""What long work says while it runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Update:
+    """One sign of life: `done` of `total` units of `stage`; `detail` names the unit at hand."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+# A callback may raise to stop the work: every long loop calls it at least about once a second.
+Progress = Callable[[Update], None]
+
+
+def silent(update: Update) -> None:
+    """Ignore all updates."""
