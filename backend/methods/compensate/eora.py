@@ -1,0 +1,38 @@
+"""Add the rank-r factors that leave the least output error on the calibration text.
+
+    E = W - Ŵ [out, in],  C = XᵀX = Q Λ Qᵀ [in, in];  E' = E Q Λ^½,  [E']_r its truncated SVD
+    B A = [E']_r Λ^-½ Qᵀ  minimises ||X (E - BA)ᵀ||,  B [out, rank], A [rank, in];  y += (x Aᵀ) Bᵀ
+
+Needs the Gram matrix of the layer's inputs (uncentred), and works in float64: clamping the spectrum of C at
+float32's precision would throw most directions away. Stores what compensate.svd stores.
+Compensates pruning, quantization and both together; on a small model a rank that helps costs many bits per
+weight, so look at the bytes and not at the rank.
+Liu et al., EoRA, arXiv 2410.21271, algorithm 1.
+"""
+
+from backend.parameters import Rank
+from backend.parts import LowRank, Part
+from backend.registry import Claim, method
+from backend.solvers.lowrank import projected_error
+from backend.views import Layer
+
+
+@method(
+    paper="arXiv:2410.21271",
+    needs="gram",
+    claim=Claim(
+        "EoRA repairs more of 2:4 pruning than a plain SVD of the error at the same rank",
+        better=(
+            {"method": "prune.wanda", "params": {"pattern": "2:4"}},
+            {"method": "compensate.eora", "params": {"rank": 64}},
+        ),
+        worse=(
+            {"method": "prune.wanda", "params": {"pattern": "2:4"}},
+            {"method": "compensate.svd", "params": {"rank": 64}},
+        ),
+    ),
+)
+def eora(layer: Layer, *, rank: Rank = 64) -> tuple[Part, ...]:
+    """The parts so far and a low-rank part for what their outputs miss."""
+    left, right = projected_error(layer.weight - layer.now, layer.statistics, rank)
+    return (*layer.parts, LowRank.of(left, right, layer.dtype))

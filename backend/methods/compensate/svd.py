@@ -1,0 +1,22 @@
+"""Add the best rank-r approximation of the weight error beside the compressed weight.
+
+    E = W - Ŵ [out, in];  B A = truncated SVD of E,  B [out, rank], A [rank, in];  y += (x Aᵀ) Bᵀ
+
+Needs no data. Stores rank * (out + in) values in the model's type on top of what it compensates.
+Every input direction counts alike, so much of the rank goes where the inputs never point; compare
+compensate.eora at the same rank.
+Yao et al., ZeroQuant-V2 (low-rank compensation), arXiv 2303.08302.
+"""
+
+from backend.parameters import Rank
+from backend.parts import LowRank, Part
+from backend.registry import method
+from backend.solvers.lowrank import truncated_error
+from backend.views import Layer
+
+
+@method(paper="arXiv:2303.08302")
+def svd(layer: Layer, *, rank: Rank = 64) -> tuple[Part, ...]:
+    """The parts so far and a low-rank part for what they miss."""
+    left, right = truncated_error(layer.weight - layer.now, rank)
+    return (*layer.parts, LowRank.of(left, right, layer.dtype))

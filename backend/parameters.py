@@ -1,0 +1,34 @@
+"""The parameters that many methods share: one name, one range and one line of help each."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+GROUPED_ROW = -1
+
+
+def _whole_row_or_positive(size: int) -> int:
+    if size != GROUPED_ROW and size < 1:
+        raise ValueError("-1 (one group per row) or a positive number of inputs")
+    return size
+
+
+Bits = Annotated[int, Field(ge=2, le=8, description="Bits of one stored code")]
+GroupSize = Annotated[
+    int,
+    Field(ge=-1, le=8192, description="Inputs that share one scale; -1 is the whole row"),
+    AfterValidator(_whole_row_or_positive),
+]
+Symmetric = Annotated[bool, Field(description="No zero point: the grid is centred on zero")]
+Sparsity = Annotated[float, Field(ge=0.0, lt=1.0, description="Share of the weights set to zero")]
+Pattern = Annotated[
+    Literal["free", "2:4", "4:8"],
+    Field(description="free: any position; N:M keeps N of every M consecutive inputs (sparsity 0.5)"),
+]
+Rank = Annotated[
+    int, Field(ge=0, le=4096, description="Rank of the two factors, cut to the smaller side of a layer")
+]
+Damping = Annotated[
+    float, Field(ge=0.0, le=1.0, description="Share of the mean diagonal added to the Hessian")
+]
+ActOrder = Annotated[bool, Field(description="Quantize the inputs with the largest Hessian diagonal first")]

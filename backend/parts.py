@@ -1,0 +1,261 @@
+"""What a compressed weight is made of: parts that hold real packed tensors, and the module that adds them up.
+
+A compressed weight is the sum of its parts. Shapes: weights are [out, in]; codes are packed to their width.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backend.parameters import GROUPED_ROW
+
+KINDS: dict[str, type["Part"]] = {}
+# Smallest and largest scale that float16 holds with all its digits.
+_FLOAT16_NORMAL = (2.0**-14, 65504.0)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack integers 0 <= code < 2**bits, of any shape, into ceil(n * bits / 8) bytes, lowest bit first."""
+    flat = codes.reshape(-1).to(torch.int64)
+    padded = functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
+    shifts = torch.arange(8, device=codes.device) * bits
+    # Codes do not overlap, so the sum of the shifted codes is their bitwise or: eight codes are `bits` bytes.
+    words = (padded << shifts).sum(dim=1)
+    in_bytes = (words[:, None] >> (torch.arange(bits, device=codes.device) * 8)) & 255
+    return in_bytes.to(torch.uint8).reshape(-1)[: (flat.numel() * bits + 7) // 8].clone()
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Undo `pack`: `count` codes as uint8."""
+    padded = functional.pad(packed, (0, -packed.numel() % bits)).view(-1, bits).to(torch.int64)
+    words = (padded << (torch.arange(bits, device=packed.device) * 8)).sum(dim=1)
+    shifts = torch.arange(8, device=packed.device) * bits
+    codes = (words[:, None] >> shifts) & (2**bits - 1)
+    return codes.to(torch.uint8).reshape(-1)[:count]
+
+
+def stored_scale(scale: Tensor) -> Tensor:
+    """The scale as it will be stored: float16, or float32 where float16 would lose digits."""
+    lowest, highest = _FLOAT16_NORMAL
+    fits = bool(((scale >= lowest) & (scale <= highest)).all())
+    return scale.to(torch.float16 if fits else torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A term of the sum; `dense()` is what it adds, `bits` the size of the tensors it stores."""
+
+    shape: tuple[int, int]
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = cls.__name__.lower()
+        KINDS[cls.kind] = cls
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def settings(self) -> dict[str, Any]:
+        """All that is not a tensor, fit for JSON."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in named.items() if not isinstance(value, Tensor)}
+
+    @property
+    def bits(self) -> int:
+        """Bits of all stored tensors, padding included."""
+        return sum(tensor.numel() * tensor.element_size() * 8 for tensor in self.tensors().values())
+
+    def dense(self) -> Tensor:
+        """The full matrix [out, in] in float32."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same part on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Part):
+    """Plain values [out, in] in the model's type."""
+
+    values: Tensor
+
+    def dense(self) -> Tensor:
+        return self.values.float()
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(Part):
+    """One bit per weight says which are kept; the kept values follow in row order.
+
+    For 2:4 one bit per weight is also what the hardware's two 2-bit indices per group of four take.
+    """
+
+    mask: Tensor
+    values: Tensor
+
+    @classmethod
+    def keep(cls, weight: Tensor, kept: Tensor, dtype: torch.dtype) -> Self:
+        """The kept entries of `weight` [out, in] (mask `kept`, bool), stored as `dtype`."""
+        return cls(_shape(weight), mask=pack(kept, 1), values=weight[kept].to(dtype))
+
+    def kept(self) -> Tensor:
+        """Mask [out, in] of the stored positions."""
+        return _bitmap(self.mask, self.shape)
+
+    def dense(self) -> Tensor:
+        out = torch.zeros(self.shape, device=self.values.device)
+        out[self.kept()] = self.values.float()
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Grid(Part):
+    """Integer codes c on uniform grids scale * (c - zero), one grid per row and group of inputs.
+
+    scales [out, groups]; zeros are packed to `width` bits, or absent on a symmetric grid, whose zero is
+    2**(width-1). With a mask only the kept codes are stored, and the other weights are exactly zero.
+    """
+
+    width: int
+    group_size: int
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    mask: Tensor | None
+
+    @classmethod
+    def encode(
+        cls,
+        weight: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None,
+        width: int,
+        group_size: int,
+        kept: Tensor | None = None,
+    ) -> Self:
+        """Round `weight` [out, in] to the grids `scales`, `zeros` [out, groups] (zeros as whole numbers)."""
+        rows, inputs = _shape(weight)
+        codes = grid_codes(weight.view(rows, scales.shape[1], -1), scales, zeros, width).view(rows, inputs)
+        return cls(
+            (rows, inputs),
+            width=width,
+            group_size=group_size,
+            codes=pack(codes if kept is None else codes[kept], width),
+            scales=scales,
+            zeros=None if zeros is None else pack(zeros, width),
+            mask=None if kept is None else pack(kept, 1),
+        )
+
+    def kept(self) -> Tensor | None:
+        """Mask [out, in] of the stored positions, or None when all are stored."""
+        return None if self.mask is None else _bitmap(self.mask, self.shape)
+
+    def dense(self) -> Tensor:
+        rows, inputs = self.shape
+        kept = self.kept()
+        count = rows * inputs if kept is None else int(kept.sum())
+        codes = unpack(self.codes, self.width, count).float()
+        zeros = (
+            float(2 ** (self.width - 1))
+            if self.zeros is None
+            else unpack(self.zeros, self.width, self.scales.numel()).float().view_as(self.scales)[..., None]
+        )
+        full = codes if kept is None else torch.zeros(self.shape, device=codes.device)
+        if kept is not None:
+            full[kept] = codes
+        grouped = full.view(rows, self.scales.shape[1], -1)
+        out = ((grouped - zeros) * self.scales.float()[..., None]).view(rows, inputs)
+        return out if kept is None else out * kept
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Part):
+    """B A with B [out, rank] and A [rank, in], applied beside the other parts, never merged into them."""
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor, dtype: torch.dtype) -> Self:
+        """Factors B [out, rank] and A [rank, in], stored as `dtype`."""
+        shape = (left.shape[0], right.shape[1])
+        return cls(shape, left=left.to(dtype).contiguous(), right=right.to(dtype).contiguous())
+
+    def dense(self) -> Tensor:
+        return self.left.float() @ self.right.float()
+
+
+class CompressedLinear(nn.Module):
+    """y = x Ŵᵀ + bias with Ŵ the sum of the parts; stands in for nn.Linear and for GPT-2's Conv1D.
+
+    Low-rank parts are applied as two thin products. The others are decoded once into a weight of the
+    model's type, or, with `packed=True`, anew in each call, so that only the packed tensors stay in memory.
+    """
+
+    def __init__(
+        self, parts: tuple[Part, ...], bias: Tensor | None, dtype: torch.dtype, packed: bool = False
+    ) -> None:
+        super().__init__()
+        self.parts = parts
+        self.out_features, self.in_features = parts[0].shape
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.dtype = dtype
+        self.factors = tuple(part for part in parts if isinstance(part, LowRank) and part.left.numel())
+        weight = None if packed else self.decode()
+        self.register_buffer("weight", weight, persistent=False)
+
+    def decode(self) -> Tensor:
+        """The sum of all parts but the low-rank ones [out, in], rounded to the model's type."""
+        return combined(tuple(part for part in self.parts if not isinstance(part, LowRank))).to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.decode() if self.weight is None else self.weight
+        y = functional.linear(x, weight, self.bias)
+        for factor in self.factors:
+            y = y + functional.linear(functional.linear(x, factor.right), factor.left)
+        return y
+
+    @property
+    def bits(self) -> int:
+        """Bits of the stored parts, the bias left out."""
+        return sum(part.bits for part in self.parts)
+
+
+def combined(parts: tuple[Part, ...]) -> Tensor:
+    """The sum of the parts [out, in] in float32."""
+    total = parts[0].dense()
+    for part in parts[1:]:
+        total = total + part.dense()
+    return total
+
+
+def rebuild(kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
+    """The part that `settings()` and `tensors()` describe."""
+    return KINDS[kind](**{**settings, "shape": tuple(settings["shape"]), **tensors})
+
+
+def grid_codes(grouped: Tensor, scales: Tensor, zeros: Tensor | None, width: int) -> Tensor:
+    """Nearest codes 0 .. 2**width - 1 of weights [out, groups, group] on grids [out, groups]."""
+    zero = float(2 ** (width - 1)) if zeros is None else zeros.float()[..., None]
+    return ((grouped / scales.float()[..., None]).round() + zero).clamp(0, 2**width - 1)
+
+
+def groups_of(inputs: int, group_size: int) -> int:
+    """How many groups a row of `inputs` weights has."""
+    return 1 if group_size == GROUPED_ROW else inputs // group_size
+
+
+def _bitmap(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    return unpack(mask, 1, shape[0] * shape[1]).view(shape).bool()
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]

@@ -1,0 +1,363 @@
+"""What a run is: a model, a chain of stages, calibration, evaluation and a seed; as JSON and as a digest."""
+
+import fnmatch
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from backend.errors import UserError
+from backend.parameters import GROUPED_ROW
+from backend.registry import Method, discover
+
+# Weights only move forward through these kinds: nothing may move a weight off a grid, and factors come last.
+_ORDER = {"prune": 1, "quantize": 2, "factorize": 2, "compensate": 3}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Calibration(_Frozen):
+    """The text that statistics are gathered on, and how the walk feeds it through the model."""
+
+    text: Annotated[str, Field(min_length=1)] = "wikipedia-en"
+    samples: Annotated[int, Field(ge=1, le=4096)] = 64
+    length: Annotated[int, Field(ge=8, le=32768)] = 512
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    order: Literal["sequential", "true_sequential", "dense"] = "sequential"
+
+
+class Evaluation(_Frozen):
+    """The text and windows that metrics are measured on."""
+
+    text: Annotated[str, Field(min_length=1)] = "wikipedia-en"
+    length: Annotated[int, Field(ge=8, le=32768)] = 2048
+    windows: Annotated[int, Field(ge=1, le=4096)] = 24
+    metrics: tuple[str, ...] = ("perplexity", "divergence")
+
+
+class Stage(_Frozen):
+    """One method with its parameters; `only` is a glob over the names of the linears it is applied to."""
+
+    method: str
+    params: dict[str, Any] = {}
+    only: str | None = None
+
+    def covers(self, layer: str) -> bool:
+        """Whether this stage works on the linear called `layer`."""
+        return self.only is None or fnmatch.fnmatchcase(layer, self.only)
+
+
+class Recipe(_Frozen):
+    """One run, complete: the same recipe on the same weights gives the same numbers."""
+
+    version: Literal[1] = 1
+    model: Annotated[str, Field(min_length=1, max_length=500)]
+    stages: tuple[Stage, ...] = ()
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    def to_json(self) -> str:
+        """Canonical JSON: keys sorted, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self, fingerprint: str) -> str:
+        """sha256 (64 hex digits) of the canonical JSON together with the fingerprint of the weights."""
+        return hashlib.sha256(f"{fingerprint}\n{self.to_json()}".encode()).hexdigest()
+
+    def chain(self) -> str:
+        """The stages in a few words, e.g. `wanda 2:4 → gptq 3-bit g64 → eora r64`; `dense` without stages."""
+        return " → ".join(_words(stage) for stage in self.stages) or "dense"
+
+
+class Sweep(_Frozen):
+    """A recipe with lists in place of values; `stages` may also be a list of whole chains."""
+
+    template: dict[str, Any]
+
+    def expand(self) -> list[Recipe]:
+        """The grid of recipes, in the order of the lists, duplicates dropped; UserError on a bad one."""
+        unique: dict[str, Recipe] = {}
+        for data in _grid(self.template):
+            recipe = parse_recipe(data)
+            unique.setdefault(recipe.to_json(), recipe)
+        return list(unique.values())
+
+
+def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
+    """A checked Recipe with every parameter written out; UserError names stage, field, value and range.
+
+    Writing the defaults out makes recipes that say the same thing in other words one run.
+    """
+    raw = _json_object(data, "recipe")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_sentence(error, "recipe", Recipe)) from None
+    stages = tuple(
+        _complete(stage, f"stage {number}, {stage.method}")
+        for number, stage in enumerate(recipe.stages, start=1)
+    )
+    _check_metrics(recipe.evaluation)
+    _check_order(stages)
+    return recipe.model_copy(update={"stages": stages})
+
+
+def parse_sweep(data: str | Mapping[str, Any]) -> Sweep:
+    """A Sweep whose recipes are all valid; UserError on the first that is not."""
+    sweep = Sweep(template=dict(_json_object(data, "sweep")))
+    sweep.expand()
+    return sweep
+
+
+def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], positions: int | None = None) -> None:
+    """Hold a recipe against the model's linears ({name: (out, in)}) and its longest sequence in tokens.
+
+    Raises UserError when a group or pattern does not divide the inputs of a layer, `only` matches nothing,
+    two stages fight over one layer, or a window is longer than the model's positions.
+    """
+    for number, stage in enumerate(recipe.stages, start=1):
+        where = f"stage {number}, {stage.method}"
+        covered = {name: shape for name, shape in layers.items() if stage.covers(name)}
+        if not covered:
+            example = next(iter(layers))
+            raise UserError(f"{where}: only '{stage.only}' matches no linear; names look like {example}")
+        _check_divides(stage, covered, where)
+    for name in layers:
+        _check_chain([stage for stage in recipe.stages if stage.covers(name)], recipe.stages, f" ({name})")
+    if positions:
+        for part, length in (
+            ("calibration", recipe.calibration.length),
+            ("evaluation", recipe.evaluation.length),
+        ):
+            if length > positions:
+                raise UserError(
+                    f"{part}: length is {length}; this model reads at most {positions} tokens at once"
+                )
+
+
+def sentence_of(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    """The first complaint of pydantic as one plain sentence: where, field, value, what is allowed."""
+    return _sentence(error, where, model)
+
+
+def _words(stage: Stage) -> str:
+    params = stage.params
+    words = [stage.method.split(".")[-1]]
+    if "pattern" in params and params["pattern"] != "free":
+        words.append(params["pattern"])
+    elif "sparsity" in params:
+        words.append(f"{params['sparsity']:.3g}")
+    if "bits" in params:
+        words.append(f"{params['bits']:g}-bit")
+    if "group_size" in params:
+        words.append("row" if params["group_size"] == GROUPED_ROW else f"g{params['group_size']}")
+    if "rank" in params:
+        words.append(f"r{params['rank']}")
+    if stage.only:
+        words.append(f"on {stage.only}")
+    return " ".join(words)
+
+
+def _json_object(data: str | Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    if isinstance(data, str):
+        try:
+            data = json.loads(data, object_pairs_hook=_no_doubles)
+        except ValueError as error:
+            raise UserError(f"{what}: not valid JSON ({error})") from None
+        except RecursionError:
+            raise UserError(f"{what}: nested too deeply to be one; stages and params are enough") from None
+    if not isinstance(data, Mapping):
+        raise UserError(
+            f"{what}: expected a JSON object with model and stages, found {type(data).__name__}"
+        )
+    return data
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is given twice")
+    return dict(pairs)
+
+
+def _complete(stage: Stage, where: str) -> Stage:
+    found = discover().methods.get(stage.method)
+    if found is None:
+        raise UserError(f"{where}: no such method; known: {', '.join(discover().methods)}")
+    try:
+        params = found.params.model_validate(stage.params, strict=False).model_dump(mode="json")
+    except ValidationError as error:
+        raise UserError(_sentence(error, where, found.params)) from None
+    if params.get("pattern", "free") != "free" and params.get("sparsity", 0.5) != 0.5:
+        raise UserError(
+            f"{where}: sparsity is {params['sparsity']}, but pattern {params['pattern']} zeroes exactly half; "
+            "allowed: sparsity 0.5, or pattern free"
+        )
+    return stage.model_copy(update={"params": params})
+
+
+def _check_metrics(evaluation: Evaluation) -> None:
+    known = discover().metrics
+    for name in evaluation.metrics:
+        if name not in known:
+            raise UserError(f"evaluation: metrics names '{name}'; allowed: {', '.join(known)}")
+
+
+def _check_order(stages: tuple[Stage, ...]) -> None:
+    if all(stage.only is None for stage in stages):
+        _check_chain(list(stages), stages, "")
+    for number, stage in enumerate(stages, start=1):
+        kind = discover().methods[stage.method].kind
+        earlier = [discover().methods[other.method].kind for other in stages[: number - 1]]
+        if kind == "compensate" and not {"prune", "quantize", "factorize"} & set(earlier):
+            raise UserError(
+                f"stage {number}, {stage.method}: there is nothing to compensate yet; "
+                "put a prune or quantize stage before it"
+            )
+
+
+def _check_chain(chain: list[Stage], stages: tuple[Stage, ...], layer: str) -> None:
+    seen: list[Method] = []
+    for stage in chain:
+        found = discover().methods[stage.method]
+        where = f"stage {stages.index(stage) + 1}, {stage.method}{layer}"
+        rank = _ORDER.get(found.kind)
+        if rank is None:
+            continue
+        later = [other for other in seen if _ORDER[other.kind] > rank]
+        if later:
+            raise UserError(
+                f"{where}: {found.kind} cannot follow {later[0].kind} ({later[0].id}); "
+                "allowed order: prune, then quantize, then compensate"
+            )
+        if found.kind == "quantize" and any(other.kind == "quantize" for other in seen):
+            raise UserError(
+                f"{where}: the weights are already on a grid; allowed: one quantize stage per layer "
+                "(use `only` to give layers different ones)"
+            )
+        if found.kind == "compensate" and not seen:
+            raise UserError(f"{where}: there is nothing to compensate on this layer; allowed: layers that an "
+                            "earlier stage prunes or quantizes")  # fmt: skip
+        seen.append(found)
+
+
+def _check_divides(stage: Stage, layers: Mapping[str, tuple[int, int]], where: str) -> None:
+    group = stage.params.get("group_size", GROUPED_ROW)
+    pattern = stage.params.get("pattern", "free")
+    widths = sorted({inputs for _, inputs in layers.values()})
+    for name, (_, inputs) in layers.items():
+        if group != GROUPED_ROW and inputs % group:
+            common = [size for size in range(8, 513) if all(width % size == 0 for width in widths)]
+            allowed = ", ".join(map(str, [size for size in common if size % 8 == 0] or common))
+            raise UserError(
+                f"{where}: group_size is {group}, which does not divide the {inputs} inputs of {name}; "
+                f"allowed for this model: -1 (whole row){', ' + allowed if allowed else ''}"
+            )
+        if pattern != "free" and inputs % int(pattern.split(":")[1]):
+            raise UserError(
+                f"{where}: pattern {pattern} does not divide the {inputs} inputs of {name}; allowed: free"
+            )
+
+
+def _grid(template: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    chains = template.get("stages", [])
+    if not isinstance(chains, list):
+        raise UserError(
+            f"sweep: stages is {json.dumps(chains)[:80]}; allowed: a list of stages, or a list of such lists"
+        )
+    alternatives = chains if chains and all(isinstance(chain, list) for chain in chains) else [chains]
+    for chain in alternatives:
+        flat: list[tuple[tuple[Any, ...], list[Any]]] = []
+        fixed = {key: value for key, value in template.items() if key != "stages"}
+        for key in ("model", "seed"):
+            if isinstance(fixed.get(key), list):
+                flat.append(((key,), fixed[key]))
+        for key in ("calibration", "evaluation"):
+            section = fixed.get(key)
+            if isinstance(section, Mapping):
+                fixed[key] = dict(section)
+                flat += [
+                    ((key, name), value)
+                    for name, value in section.items()
+                    if isinstance(value, list) and name != "metrics"
+                ]
+        stages = [dict(stage) if isinstance(stage, Mapping) else stage for stage in chain]
+        for number, stage in enumerate(stages):
+            if not isinstance(stage, dict):
+                continue
+            if isinstance(stage.get("params"), Mapping):
+                stage["params"] = dict(stage["params"])
+                flat += [
+                    (("stages", number, "params", name), value)
+                    for name, value in stage["params"].items()
+                    if isinstance(value, list)
+                ]
+            flat += [
+                (("stages", number, name), stage[name])
+                for name in ("method", "only")
+                if isinstance(stage.get(name), list)
+            ]
+        for path, values in flat:
+            if not values:
+                raise UserError(f"sweep: {'.'.join(map(str, path))} is an empty list; allowed: one value or more")
+        if (size := _product(len(values) for _, values in flat)) > 10_000:
+            raise UserError(f"sweep: {size} recipes are asked for; allowed: at most 10000")
+        for choice in itertools.product(*(values for _, values in flat)):
+            recipe = json.loads(json.dumps({**fixed, "stages": stages}))
+            for (path, _), value in zip(flat, choice, strict=True):
+                target = recipe
+                for key in path[:-1]:
+                    target = target[key]
+                target[path[-1]] = value
+            yield recipe
+
+
+def _product(sizes: Iterator[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    first = error.errors(include_url=False)[0]
+    path = list(first["loc"])
+    if path[:1] == ["stages"] and len(path) > 1 and isinstance(path[1], int):
+        where, path = f"stage {path[1] + 1}", path[2:]
+    field = ".".join(str(step) for step in path) or "value"
+    shown = json.dumps(first["input"], default=str)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    if first["type"] == "extra_forbidden":
+        owner = model if len(first["loc"]) == 1 else _owner(model, first["loc"][:-1])
+        known = ", ".join(owner.model_fields) if owner else ""
+        return f"{where}: unknown field {field} ({shown}); allowed: {known}"
+    if first["type"] == "missing":
+        return f"{where}: {field} is missing; it is required"
+    return f"{where}: {field} is {shown}; allowed: {_allowed(first)}"
+
+
+def _owner(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    sections = {"calibration": Calibration, "evaluation": Evaluation, "stages": Stage}
+    return sections.get(str(path[0]), model) if path else model
+
+
+def _allowed(first: Mapping[str, Any]) -> str:
+    context = first.get("ctx", {})
+    words = {
+        "greater_than_equal": lambda: f"{context['ge']} or more",
+        "less_than_equal": lambda: f"{context['le']} or less",
+        "less_than": lambda: f"less than {context['lt']}",
+        "greater_than": lambda: f"more than {context['gt']}",
+        "literal_error": lambda: str(context["expected"]),
+        "value_error": lambda: str(context["error"]),
+    }
+    kind = str(first["type"])
+    message = words[kind]() if kind in words else str(first["msg"])
+    return message.removeprefix("Input should be ")

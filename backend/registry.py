@@ -1,0 +1,145 @@
+"""What methods and metrics exist: the place of a file is its registration, its signature is its form."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+import backend.methods
+import backend.metrics
+
+Kind = Literal[
+    "transform", "prune", "quantize", "factorize", "compensate", "allocate",
+    "cache", "attention", "head", "recover", "decode",
+]  # fmt: skip
+Need = Literal["nothing", "norms", "gram"]
+Shape = Literal["layer", "work"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A paper's claim as a comparison: stages `better` beat stages `worse` on `metric`."""
+
+    text: str
+    better: tuple[dict[str, Any], ...]
+    worse: tuple[dict[str, Any], ...]
+    metric: str = "perplexity"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One compression method; `shape` says whether it is handed a Layer or the whole Work."""
+
+    id: str
+    kind: str
+    name: str
+    shape: Shape
+    fn: Callable[..., Any]
+    needs: Need
+    paper: str
+    params: type[BaseModel]
+    claim: Claim | None
+    doc: str
+
+    @property
+    def summary(self) -> str:
+        """First sentence of the docstring of the method's file."""
+        return self.doc.strip().split("\n\n")[0].replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to measure an artifact: `fn(subject)` yields measurements."""
+
+    id: str
+    fn: Callable[..., Any]
+    doc: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All methods and metrics by id."""
+
+    methods: dict[str, Method]
+    metrics: dict[str, Metric]
+
+
+def method(
+    *, paper: str, needs: Need = "nothing", claim: Claim | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
+
+    def mark(fn: Callable[..., Any]) -> Callable[..., Any]:
+        fn.__dict__["method"] = {"paper": paper, "needs": needs, "claim": claim}
+        return fn
+
+    return mark
+
+
+def metric(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark the one public function of a file in backend/metrics/ as the metric of that name."""
+    fn.__dict__["metric"] = True
+    return fn
+
+
+@cache
+def discover() -> Registry:
+    """Import every file below backend/methods and backend/metrics; raise on anything odd."""
+    methods: dict[str, Method] = {}
+    for kind in _modules(backend.methods):
+        kind_name = kind.__name__.rsplit(".", 1)[1]
+        if kind_name not in get_args(Kind):
+            raise RuntimeError(f"{kind.__name__}: unknown kind of method; known: {', '.join(get_args(Kind))}")
+        for module in _modules(kind):
+            entry = build_method(kind_name, module)
+            methods[entry.id] = entry
+    metrics: dict[str, Metric] = {}
+    for module in _modules(backend.metrics):
+        name = module.__name__.rsplit(".", 1)[1]
+        metrics[name] = Metric(name, _marked(module, name, "metric"), module.__doc__ or "")
+    return Registry(methods, metrics)
+
+
+def build_method(kind: str, module: ModuleType) -> Method:
+    """The Method that a module defines; RuntimeError when the module breaks a rule of the house."""
+    name = module.__name__.rsplit(".", 1)[1]
+    fn = _marked(module, name, "method")
+    if not (module.__doc__ or "").strip():
+        raise RuntimeError(f"{module.__name__}: a method file opens with a docstring")
+    arguments = list(inspect.signature(fn, eval_str=True).parameters.values())
+    if not arguments or arguments[0].name not in ("layer", "work"):
+        raise RuntimeError(f"{module.__name__}: the first argument is named layer or work")
+    fields: dict[str, Any] = {}
+    for argument in arguments[1:]:
+        if argument.kind is not inspect.Parameter.KEYWORD_ONLY or argument.default is inspect.Parameter.empty:
+            raise RuntimeError(f"{module.__name__}: {argument.name} must be keyword-only with a default")
+        if argument.annotation is inspect.Parameter.empty:
+            raise RuntimeError(f"{module.__name__}: {argument.name} has no type")
+        fields[argument.name] = (argument.annotation, argument.default)
+    params = create_model(
+        name, __config__=ConfigDict(extra="forbid", frozen=True, validate_default=True), **fields
+    )
+    params()
+    facts = fn.__dict__["method"]
+    return Method(
+        f"{kind}.{name}", kind, name, arguments[0].name, fn,
+        facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "",
+    )  # fmt: skip
+
+
+def _modules(package: ModuleType) -> list[ModuleType]:
+    names = sorted(entry.name for entry in pkgutil.iter_modules(package.__path__))
+    return [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+
+
+def _marked(module: ModuleType, name: str, mark: str) -> Callable[..., Any]:
+    fn = getattr(module, name, None)
+    if fn is None or mark not in getattr(fn, "__dict__", {}):
+        raise RuntimeError(f"{module.__name__}: expected a function {name} marked @{mark}")
+    return fn
