@@ -173,9 +173,7 @@ def _json_object(data: str | Mapping[str, Any], what: str) -> Mapping[str, Any]:
         except RecursionError:
             raise UserError(f"{what}: nested too deeply to be one; stages and params are enough") from None
     if not isinstance(data, Mapping):
-        raise UserError(
-            f"{what}: expected a JSON object with model and stages, found {type(data).__name__}"
-        )
+        raise UserError(f"{what}: expected a JSON object with model and stages, found {type(data).__name__}")
     return data
 
 
@@ -306,7 +304,9 @@ def _grid(template: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             ]
         for path, values in flat:
             if not values:
-                raise UserError(f"sweep: {'.'.join(map(str, path))} is an empty list; allowed: one value or more")
+                raise UserError(
+                    f"sweep: {'.'.join(map(str, path))} is an empty list; allowed: one value or more"
+                )
         if (size := _product(len(values) for _, values in flat)) > 10_000:
             raise UserError(f"sweep: {size} recipes are asked for; allowed: at most 10000")
         for choice in itertools.product(*(values for _, values in flat)):

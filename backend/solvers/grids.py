@@ -20,7 +20,10 @@ def fit_grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tenso
         return scale, None
     low, high = grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
     empty = (low == 0) & (high == 0)
-    low, high = torch.where(empty, -torch.ones_like(low), low), torch.where(empty, torch.ones_like(high), high)
+    low, high = (
+        torch.where(empty, -torch.ones_like(low), low),
+        torch.where(empty, torch.ones_like(high), high),
+    )
     scale = stored_scale((high - low) / levels)
     # From the scale as stored: rounding it first keeps the zero on the grid that is decoded later.
     zero = (-low / scale.float()).round().clamp(0, levels)

@@ -1,0 +1,267 @@
+"""Load a model; write a compressed one to a single safetensors file; open that file again."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from backend.errors import UserError
+from backend.families import Family, family_of
+from backend.host import Host
+from backend.models import ModelFacts, locate
+from backend.parts import CompressedLinear, Part, rebuild
+
+FORMAT = "paretoscope-1"
+# Room left on the disk for the databases and the log when an artifact is written.
+_SPARE_BYTES = 64_000_000
+
+
+@dataclass
+class OpenModel:
+    """A model ready to run, with its family, tokenizer id and device."""
+
+    model: nn.Module
+    family: Family
+    name: str
+    device: torch.device
+
+    @property
+    def head(self) -> nn.Module:
+        """The module that turns final hidden states [..., d] into logits [..., vocabulary]."""
+        return self.model.get_submodule(self.family.head)
+
+    @property
+    def body(self) -> nn.Module:
+        """Everything before the head: token ids in, final hidden states out."""
+        return self.model.get_submodule(self.family.blocks.split(".", 1)[0])
+
+    @property
+    def softcap(self) -> float | None:
+        """Gemma's bound on logits: cap * tanh(logits / cap)."""
+        return getattr(self.model.config, "final_logit_softcapping", None)
+
+
+def device_of(host: Host) -> torch.device:
+    """The device that `PARETOSCOPE_DEVICE` means on this machine."""
+    wanted = host.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"PARETOSCOPE_DEVICE is '{wanted}'; allowed: auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"PARETOSCOPE_DEVICE is '{wanted}', but this machine has no CUDA device; allowed: auto, cpu"
+        )
+    return device
+
+
+def load_tokenizer(model: str, host: Host) -> Any:
+    """The tokenizer that belongs to a model; UserError when its files are missing or broken."""
+    folder = locate(model, host)
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=host.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"model {model}: its tokenizer cannot be read ({reason})") from None
+
+
+def load_model(facts: ModelFacts, host: Host) -> OpenModel:
+    """The dense model in its stored type on the host's device.
+
+    Raises UserError when a file is corrupt, weights are missing, or a weight is NaN or infinite.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device = device_of(host)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            facts.folder, dtype="auto", local_files_only=True, trust_remote_code=host.trust_remote_code
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"model {facts.id}: its weights cannot be loaded ({reason})") from None
+    for name, tensor in model.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"model {facts.id}: tensor {name} holds NaN or infinite values; fetch or repair it"
+            )
+    return OpenModel(model.to(device).eval().requires_grad_(False), facts.family, facts.id, device)
+
+
+def compressed_modules(model: nn.Module) -> dict[str, CompressedLinear]:
+    """The compressed linears of a model by full name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, CompressedLinear)}
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the submodule `name` sits."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def save_artifact(
+    path: Path,
+    dense: Mapping[str, Tensor],
+    parts: Mapping[str, tuple[Part, ...]],
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    facts: ModelFacts,
+    recipe_json: str,
+) -> None:
+    """Write one safetensors file, whole or not at all.
+
+    dense       tensors kept as they are, by full name (embeddings, norms, biases, untouched linears)
+    parts       what each compressed linear is the sum of
+
+    Raises UserError when the disk has no room for it.
+    """
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in dense.items()}
+    described: dict[str, list[dict[str, Any]]] = {}
+    for layer, pieces in parts.items():
+        described[layer] = [{"kind": piece.kind, "settings": piece.settings()} for piece in pieces]
+        for number, piece in enumerate(pieces):
+            for name, tensor in piece.tensors().items():
+                tensors[f"{layer}#{number}.{name}"] = tensor.contiguous().cpu()
+    metadata = {
+        "format": FORMAT,
+        "model": facts.id,
+        "fingerprint": facts.fingerprint,
+        "recipe": recipe_json,
+        "config": json.dumps(config),
+        "generation": json.dumps(generation),
+        "parts": json.dumps(described),
+    }
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    full = f"the disk is full: the artifact needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; remove runs"
+    if free < needed + _SPARE_BYTES:
+        raise UserError(full)
+    temporary = path.with_suffix(".writing")
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        with temporary.open("rb+") as opened:
+            os.fsync(opened.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        if "No space left" in str(error):
+            raise UserError(full) from None
+        raise
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What an artifact says of itself: model, fingerprint, recipe, config, generation, parts."""
+    try:
+        with safe_open(path, "pt") as opened:
+            raw = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"artifact {path.name}: cannot be read ({error}); run its recipe again") from None
+    if raw.get("format") != FORMAT:
+        raise UserError(f"artifact {path.name}: format is {raw.get('format')}; this version reads {FORMAT}")
+    return {
+        **raw,
+        **{name: json.loads(raw[name]) for name in ("config", "generation", "parts", "recipe")},
+    }
+
+
+def read_parts(path: Path) -> dict[str, tuple[Part, ...]]:
+    """The parts of every compressed linear of an artifact."""
+    described = read_metadata(path)["parts"]
+    with safe_open(path, "pt") as opened:
+        names = set(opened.keys())
+        return {
+            layer: tuple(
+                _part(opened, names, f"{layer}#{number}.", piece) for number, piece in enumerate(pieces)
+            )
+            for layer, pieces in described.items()
+        }
+
+
+def tensor_sizes(path: Path) -> dict[str, int]:
+    """Bytes of each tensor in an artifact; the tensors of parts are named `layer#part.tensor`."""
+    sizes = {}
+    with safe_open(path, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
+            tensor = opened.get_tensor(name)
+            sizes[name] = tensor.numel() * tensor.element_size()
+    return sizes
+
+
+def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
+    """The compressed model, every weight decoded from the stored parts; `packed` decodes in each call instead."""
+    transformers_logging.set_verbosity_error()
+    device = device_of(host)
+    metadata = read_metadata(path)
+    config = AutoConfig.for_model(**metadata["config"])
+    dtype = getattr(torch, str(metadata["config"].get("dtype") or "float32").removeprefix("torch."))
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, value in metadata["generation"].items():
+        setattr(model.generation_config, name, value)
+    parts = read_parts(path)
+    with safe_open(path, "pt") as opened:
+        dense = {name: opened.get_tensor(name).clone() for name in opened.keys() if "#" not in name}  # noqa: SIM118
+    for layer, pieces in parts.items():
+        bias = dense.pop(f"{layer}.bias", None)
+        moved = tuple(piece.to(device) for piece in pieces)
+        module = CompressedLinear(moved, None if bias is None else bias.to(device), dtype, packed)
+        replace_module(model, layer, module)
+    model.load_state_dict(dense, strict=False, assign=True)
+    model.tie_weights()
+    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if missing:
+        raise UserError(f"artifact {path.name}: tensor {missing[0]} is missing; run its recipe again")
+    family = family_of(metadata["config"]["model_type"], metadata["model"])
+    return OpenModel(model.to(device).eval().requires_grad_(False), family, metadata["model"], device)
+
+
+def stored_config(model: nn.Module) -> dict[str, Any]:
+    """The configuration as an artifact keeps it."""
+    return json.loads(model.config.to_json_string(use_diff=False))
+
+
+def stored_generation(model: nn.Module) -> dict[str, Any]:
+    """The token ids that end a generation."""
+    config = model.generation_config
+    return {
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+    }
+
+
+def dense_tensors(model: nn.Module, compressed: set[str]) -> dict[str, Tensor]:
+    """All tensors of a model but the weights of the `compressed` linears; shared ones once."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in model.state_dict().items():
+        if name.removesuffix(".weight") in compressed or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        kept[name] = tensor
+    return kept
+
+
+def _part(opened: Any, names: set[str], prefix: str, described: dict[str, Any]) -> Part:
+    tensors = {
+        name.removeprefix(prefix): opened.get_tensor(name).clone()
+        for name in names
+        if name.startswith(prefix)
+    }
+    return rebuild(described["kind"], described["settings"], tensors)

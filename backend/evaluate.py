@@ -1,0 +1,242 @@
+"""Score an artifact's windows token by token, against the text and against the dense model.
+
+Logits of a whole window never exist at once: the head and the losses run over chunks of rows. The dense model runs
+once per model and protocol; its final hidden states are kept, from which its logits are made again chunk by chunk.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact
+from backend.errors import UserError
+from backend.host import Host
+from backend.models import facts
+from backend.progress import Progress, Update
+from backend.recipe import Recipe
+from backend.registry import discover
+from backend.text import Tokens, evaluation
+
+# Rows of hidden states whose logits exist at once: few enough to stay in the processor's cache.
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number with its meaning; `protocol` says under which conditions it may be compared."""
+
+    metric: str
+    value: float
+    unit: str
+    lower_is_better: bool
+    protocol: dict[str, Any]
+    text: str = ""
+    stderr: float | None = None
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values per window, kept so that two runs can be compared pairwise."""
+
+    name: str
+    protocol: dict[str, Any]
+    values: tuple[float, ...]
+
+
+@dataclass
+class Result:
+    """What one metric found; `broken` is the cause when the artifact is no working model."""
+
+    measurements: list[Measured] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per scored token, [windows, length - 1] float32: losses in nats and divergences from the dense model.
+
+    nll         -ln Q(token)             dense_nll   -ln P(token)
+    kl          KL(P || Q)               kl_reverse  KL(Q || P)
+    agree       1 where both rank the same token first
+    correct     1 where Q ranks the true token first     dense_correct  the same for P
+    """
+
+    values: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+    def windows(self, name: str) -> Tensor:
+        """Mean of each window [windows] float64."""
+        return self.values[name].double().mean(dim=1)
+
+
+class Subject:
+    """An artifact under measurement, with the texts, caches and settings that metrics need."""
+
+    def __init__(self, recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress: Progress) -> None:
+        self.recipe, self.host, self.artifact, self.scratch, self.progress = (
+            recipe, host, artifact, scratch, progress,
+        )  # fmt: skip
+
+    @cached_property
+    def opened(self) -> OpenModel:
+        """The model that the artifact decodes to."""
+        return open_artifact(self.artifact, self.host)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the recipe's model."""
+        return load_tokenizer(self.recipe.model, self.host)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Evaluation windows."""
+        wanted = self.recipe.evaluation
+        return evaluation(wanted.text, self.tokenizer, wanted.length, wanted.windows, self.host)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The stamp of everything that is measured on the windows."""
+        dtype = str(self.opened.model.dtype).removeprefix("torch.")
+        return {**self.tokens.protocol, "model_dtype": dtype, "device": self.opened.device.type}
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores of all windows; those in `scratch` are taken up, so that an interrupted pass goes on."""
+        divergence = "divergence" in self.recipe.evaluation.metrics
+        stamp = hashlib.sha256(json.dumps(self.protocol, sort_keys=True).encode()).hexdigest()[:12]
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        windows = self.tokens.ids
+        found: list[dict[str, Tensor]] = []
+        dense = self._dense_states() if divergence else None
+        for number, ids in enumerate(windows):
+            self.progress(Update("evaluate", number, len(windows), f"window {number + 1} of {len(windows)}"))
+            file = self.scratch / f"scores-{stamp}-{number:04d}.safetensors"
+            states = next(dense) if dense else None
+            if file.exists() and (not divergence or "kl" in (kept := load_file(file))):
+                found.append(load_file(file) if not divergence else kept)
+                continue
+            scored = self._score(ids, states)
+            save_file(scored, file.with_suffix(".writing"))
+            file.with_suffix(".writing").replace(file)
+            found.append(scored)
+        self.progress(Update("evaluate", len(windows), len(windows)))
+        return Scores({name: torch.stack([window[name] for window in found]) for name in found[0]})
+
+    @torch.inference_mode()
+    def _score(self, ids: Tensor, dense: Tensor | None) -> dict[str, Tensor]:
+        ids = ids.to(self.opened.device)
+        states = final_states(self.opened, ids)
+        if dense is None:
+            return {"nll": token_losses(self.opened, states[:-1], ids[1:]).cpu()}
+        head, cap = self._dense_head
+        rows = []
+        for start in range(0, len(ids) - 1, _ROWS):
+            stop = min(start + _ROWS, len(ids) - 1)
+            ours = capped(self.opened.head(states[start:stop]), self.opened.softcap)
+            theirs = capped(head(dense[start:stop].to(states.device)), cap)
+            rows.append(compare_logits(ours, theirs, ids[start + 1 : stop + 1]))
+        return {name: torch.cat([row[name] for row in rows]).float().cpu() for name in rows[0]}
+
+    @cached_property
+    def _dense_folder(self) -> Path:
+        layout = facts(self.recipe.model, self.host)
+        stamp = json.dumps([layout.fingerprint, self.protocol], sort_keys=True)
+        return self.host.cache / "hidden" / hashlib.sha256(stamp.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _dense_model(self) -> OpenModel:
+        return load_model(facts(self.recipe.model, self.host), self.host)
+
+    @cached_property
+    def _dense_head(self) -> tuple[nn.Module, float | None]:
+        """The dense model's head alone, without the rest of that model."""
+        file = self._dense_folder / "head.safetensors"
+        if not file.exists():
+            head = self._dense_model.head
+            save_file({name: tensor.cpu().clone() for name, tensor in head.state_dict().items()}, file)
+        tensors = load_file(file, device=str(self.opened.device))
+        head = nn.Linear(
+            tensors["weight"].shape[1], tensors["weight"].shape[0], bias="bias" in tensors, device="meta"
+        )
+        head.load_state_dict(tensors, assign=True)
+        return head, self.opened.softcap
+
+    def _dense_states(self) -> Iterator[Tensor]:
+        """Final hidden states [length, d] of the dense model, window by window, kept on disk."""
+        folder = self._dense_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        windows = self.tokens.ids
+        files = [folder / f"window-{number:04d}.safetensors" for number in range(len(windows))]
+        missing = [number for number, file in enumerate(files) if not file.exists()]
+        if missing:
+            for number in missing:
+                self.progress(
+                    Update("dense reference", number, len(windows), f"window {number + 1} of {len(windows)}")
+                )
+                with torch.inference_mode():
+                    states = final_states(self._dense_model, windows[number].to(self._dense_model.device))
+                temporary = files[number].with_suffix(".writing")
+                save_file({"states": states.cpu().contiguous()}, temporary)
+                temporary.replace(files[number])
+        _ = self._dense_head
+        self.__dict__.pop("_dense_model", None)
+        for file in files:
+            yield load_file(file)["states"]
+
+
+def evaluate(metric: str, subject: Subject) -> Result:
+    """Run one metric; UserError when there is none of that name."""
+    known = discover().metrics
+    if metric not in known:
+        raise UserError(f"metric {metric}: no such metric; known: {', '.join(known)}")
+    return known[metric].fn(subject)
+
+
+def final_states(opened: OpenModel, ids: Tensor) -> Tensor:
+    """Hidden states after the last norm [length, d] for token ids [length]."""
+    return opened.body(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+
+
+def token_losses(opened: OpenModel, states: Tensor, targets: Tensor) -> Tensor:
+    """-ln Q(target) in float32 [n] from final states [n, d]."""
+    losses = []
+    for start in range(0, len(targets), _ROWS):
+        logits = capped(opened.head(states[start : start + _ROWS]), opened.softcap)
+        losses.append(nn.functional.cross_entropy(logits, targets[start : start + _ROWS], reduction="none"))
+    return torch.cat(losses)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits in float32, bounded where the architecture bounds them."""
+    logits = logits.float()
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def compare_logits(ours: Tensor, theirs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Scores [n] of logits `ours` against the dense model's `theirs` [n, vocabulary] float32."""
+    best, dense_best = ours.argmax(dim=1), theirs.argmax(dim=1)
+    q = ours.log_softmax(dim=1)
+    p = theirs.log_softmax(dim=1)
+    gap = p - q
+    return {
+        "nll": -q.gather(1, targets[:, None])[:, 0],
+        "dense_nll": -p.gather(1, targets[:, None])[:, 0],
+        # Rounding can leave a divergence of equal models a hair below zero.
+        "kl": (p.exp() * gap).sum(dim=1).clamp(min=0),
+        "kl_reverse": -(q.exp() * gap).sum(dim=1).clamp(max=0),
+        "agree": best == dense_best,
+        "correct": best == targets,
+        "dense_correct": dense_best == targets,
+    }

@@ -1,0 +1,117 @@
+"""One row per architecture: where its blocks, linears, norms, head and embedding sit."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from backend.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """The layout of one architecture, by module names below the causal language model.
+
+    blocks      the list of decoder blocks
+    linears     linears of one block in the order they are computed; those of one group share their input
+    embeddings  input embedding (and learned positions), never compressed by default
+    transposed  weights are stored [in, out], as GPT-2's Conv1D has them
+    """
+
+    name: str
+    blocks: str
+    linears: tuple[tuple[str, ...], ...]
+    embeddings: tuple[str, ...]
+    head: str
+    transposed: bool = False
+
+    def group_names(self, block: int) -> list[list[str]]:
+        """Full names of the linears of one block, group by group."""
+        return [[f"{self.blocks}.{block}.{name}" for name in group] for group in self.linears]
+
+    def place(self, layer: str) -> tuple[int, str]:
+        """Block number and projection (e.g. 3, `self_attn.q_proj`) of a linear's full name."""
+        number, projection = layer.removeprefix(self.blocks + ".").split(".", 1)
+        return int(number), projection
+
+    def prefixed(self, tensor: str) -> str:
+        """A tensor's full name, also when the checkpoint was saved without the language model's prefix."""
+        prefix = self.blocks.split(".", 1)[0] + "."
+        heads = (prefix, self.head + ".")
+        return tensor if tensor.startswith(heads) else prefix + tensor
+
+
+_LLAMA = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+def _like_llama(name: str) -> Family:
+    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",), "lm_head")
+
+
+# By `model_type` of the configuration.
+FAMILIES: dict[str, Family] = {
+    "llama": _like_llama("Llama"),
+    "mistral": _like_llama("Mistral"),
+    "qwen2": _like_llama("Qwen2"),
+    "qwen3": _like_llama("Qwen3"),
+    "gemma2": _like_llama("Gemma 2"),
+    "gemma3_text": _like_llama("Gemma 3"),
+    "phi3": Family(
+        "Phi-3",
+        "model.layers",
+        (("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
+        ("model.embed_tokens",),
+        "lm_head",
+    ),
+    "opt": Family(
+        "OPT",
+        "model.decoder.layers",
+        (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.out_proj",),
+            ("fc1",),
+            ("fc2",),
+        ),
+        ("model.decoder.embed_tokens", "model.decoder.embed_positions"),
+        "lm_head",
+    ),
+    "gpt2": Family(
+        "GPT-2",
+        "transformer.h",
+        (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
+        ("transformer.wte", "transformer.wpe"),
+        "lm_head",
+        transposed=True,
+    ),
+    "gpt_neox": Family(
+        "GPT-NeoX",
+        "gpt_neox.layers",
+        (
+            ("attention.query_key_value",),
+            ("attention.dense",),
+            ("mlp.dense_h_to_4h",),
+            ("mlp.dense_4h_to_h",),
+        ),
+        ("gpt_neox.embed_in",),
+        "embed_out",
+    ),
+}
+
+
+def family_of(model_type: str, model: str) -> Family:
+    """The row of an architecture; UserError names the supported ones."""
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"model {model}: architecture '{model_type}' is not supported; supported: {known}")
+    return FAMILIES[model_type]
+
+
+def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
+    """The decoder blocks of a loaded model."""
+    blocks = model.get_submodule(family.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks

@@ -1,0 +1,57 @@
+"""`python -m backend.footprint ARTIFACT HOME`: the memory one forward and a short generation need, as JSON."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from backend.artifacts import device_of, open_artifact
+from backend.host import Host
+
+_PROMPT, _ANSWER = 512, 8
+
+
+def peak_resident() -> int:
+    """The most bytes this process ever had resident."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found.group(1)) * 1024
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)
+
+
+@torch.inference_mode()
+def main(artifact: str, home: str) -> None:
+    """Open packed, prefill, decode, print peak and protocol."""
+    host = Host.at(home)
+    device = device_of(host)
+    before = psutil.Process().memory_info().rss
+    opened = open_artifact(Path(artifact), host, packed=True)
+    positions = getattr(opened.model.config, "max_position_embeddings", _PROMPT + _ANSWER)
+    prompt = min(_PROMPT, positions - _ANSWER)
+    ids = torch.arange(prompt, device=device)[None] % opened.model.config.vocab_size
+    cache = None
+    for _ in range(_ANSWER):
+        out = opened.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, ids = out.past_key_values, out.logits[:, -1:].argmax(dim=-1)
+    if device.type == "cuda":
+        peak, counted = torch.cuda.max_memory_allocated(device), "CUDA allocator peak"
+    else:
+        peak, counted = peak_resident() - before, "rise of the process's resident memory"
+    protocol = {
+        "prompt": prompt,
+        "answer": _ANSWER,
+        "weights": "kept packed",
+        "counted": counted,
+        "device": device.type,
+    }
+    print(json.dumps({"peak": peak, "protocol": protocol}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

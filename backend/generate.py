@@ -1,0 +1,98 @@
+"""Write on from a prompt, token by token."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from backend.artifacts import OpenModel
+from backend.errors import UserError
+from backend.progress import Progress, Update
+
+
+class Sampling(BaseModel):
+    """How tokens are drawn: temperature 0 is greedy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: Annotated[int, Field(ge=1, le=1024)] = 96
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    chat: bool = False
+
+
+def write(
+    opened: OpenModel, tokenizer: Any, prompt: str, sampling: Sampling, on_token: Callable[[int], None]
+) -> list[int]:
+    """Token ids of the answer, each handed to `on_token` as it comes; whatever that raises stops the writing.
+
+    Raises UserError for an empty prompt, one that leaves no room, and chat without a chat template.
+    """
+    ids = prompt_ids(tokenizer, prompt, sampling.chat)
+    positions = (
+        getattr(opened.model.config, "max_position_embeddings", None) or ids.shape[1] + sampling.max_tokens
+    )
+    if ids.shape[1] + sampling.max_tokens > positions:
+        raise UserError(
+            f"prompt: {ids.shape[1]} tokens and {sampling.max_tokens} new ones; this model reads at most {positions}"
+        )
+    answer: list[int] = []
+    torch.manual_seed(sampling.seed)
+    drawn = (
+        {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        if sampling.temperature > 0
+        else {"do_sample": False}
+    )
+    with torch.inference_mode():
+        opened.model.generate(
+            ids.to(opened.device),
+            attention_mask=torch.ones_like(ids).to(opened.device),
+            max_new_tokens=sampling.max_tokens,
+            pad_token_id=opened.model.generation_config.pad_token_id or 0,
+            streamer=_Streamer(answer, on_token),
+            **drawn,
+        )
+    return answer
+
+
+def greedy(opened: OpenModel, tokenizer: Any, prompt: str, tokens: int, progress: Progress) -> list[int]:
+    """The greedy answer to a plain prompt."""
+    return write(
+        opened, tokenizer, prompt, Sampling(max_tokens=tokens), lambda _: progress(Update("generate", 0, 1))
+    )
+
+
+def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> Tensor:
+    """Token ids [1, n] of a prompt, inside the tokenizer's chat template when `chat`."""
+    if not prompt.strip():
+        raise UserError("prompt: it is empty; write at least a word")
+    if not chat:
+        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+    if not tokenizer.chat_template:
+        raise UserError("prompt: this model's tokenizer has no chat template; switch chat off")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+
+
+class _Streamer(BaseStreamer):
+    """Hands on new tokens; the first call brings the prompt."""
+
+    def __init__(self, answer: list[int], on_token: Callable[[int], None]) -> None:
+        self._answer, self._on_token, self._prompt = answer, on_token, True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+            return
+        for token in value.flatten().tolist():
+            self._answer.append(token)
+            self._on_token(token)
+
+    def end(self) -> None:
+        pass

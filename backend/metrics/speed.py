@@ -1,0 +1,60 @@
+"""Tokens per second of this process, reading a prompt and writing an answer.
+
+    speed.prefill  512 tokens read at once;  speed.decode  32 tokens written one by one
+
+Compressed weights are decoded before they run, so the figures are those of plain matrices and marked `simulated`:
+they tell what the run costs here, not what a packed kernel would reach.
+"""
+
+import statistics
+import time
+
+import torch
+
+from backend.artifacts import compressed_modules
+from backend.evaluate import Measured, Result, Subject
+from backend.progress import Update
+from backend.registry import metric
+
+_PROMPT, _ANSWER, _REPEATS = 512, 32, 3
+
+
+@metric
+@torch.inference_mode()
+def speed(subject: Subject) -> Result:
+    """Medians of three passes after one to warm up."""
+    opened = subject.opened
+    positions = getattr(opened.model.config, "max_position_embeddings", _PROMPT + _ANSWER)
+    prompt = max(1, min(_PROMPT, positions - _ANSWER))
+    ids = subject.tokens.ids.flatten()[:prompt][None].to(opened.device)
+    reads, writes = [], []
+    for number in range(_REPEATS + 1):
+        subject.progress(Update("speed", number, _REPEATS + 1))
+        start = _now(opened.device)
+        out = opened.model(ids, use_cache=True, logits_to_keep=1)
+        middle = _now(opened.device)
+        for _ in range(_ANSWER):
+            subject.progress(Update("speed", number, _REPEATS + 1))
+            token = out.logits[:, -1:].argmax(dim=-1)
+            out = opened.model(token, past_key_values=out.past_key_values, use_cache=True)
+        if number:
+            reads.append(middle - start)
+            writes.append(_now(opened.device) - middle)
+    simulated = bool(compressed_modules(opened.model))
+    stamp = {
+        "prompt": ids.shape[1], "answer": _ANSWER, "device": opened.device.type, "simulated": simulated,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    prefill, decode = ids.shape[1] / statistics.median(reads), _ANSWER / statistics.median(writes)
+    return Result(
+        [
+            Measured("speed.prefill", prefill, "tokens/s", False, stamp, n=_REPEATS),
+            Measured("speed.decode", decode, "tokens/s", False, stamp, n=_REPEATS),
+        ]
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

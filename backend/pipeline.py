@@ -1,0 +1,476 @@
+"""Compress a model by a recipe: the only code that walks the blocks."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from backend.artifacts import (
+    OpenModel,
+    dense_tensors,
+    load_model,
+    load_tokenizer,
+    replace_module,
+    save_artifact,
+    stored_config,
+    stored_generation,
+)
+from backend.errors import UserError
+from backend.families import blocks_of
+from backend.host import Host
+from backend.models import ModelFacts, facts
+from backend.parts import CompressedLinear, LowRank, Part, rebuild
+from backend.progress import Progress, Update
+from backend.recipe import Recipe, Stage, check_layers
+from backend.registry import Method, Need, discover
+from backend.statistics import Gatherer
+from backend.text import calibration
+from backend.views import Layer, Statistics, Work
+
+# Tokens pushed through a block at once.
+_BATCH_TOKENS = 4096
+
+
+@dataclass
+class Report:
+    """What compressing took and left: one row per linear and stage, seconds per phase, peak resident bytes."""
+
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.peak_bytes = max(self.peak_bytes, psutil.Process().memory_info().rss)
+
+
+@torch.inference_mode()
+def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress: Progress) -> Report:
+    """Compress by all stages and write `artifact`; finished blocks in `scratch` are taken up, not done again.
+
+    Raises UserError for a recipe or model that cannot work; whatever `progress` raises stops the work.
+    """
+    report = Report()
+    with report.timed("load"):
+        progress(Update("load", 0, 1, recipe.model))
+        layout = facts(recipe.model, host)
+        check_layers(recipe, layout.layers, layout.positions)
+        opened = load_model(layout, host)
+        progress(Update("load", 1, 1, recipe.model))
+    walk = _Walk(recipe, layout, opened, host, scratch, progress, report)
+    methods = discover().methods
+    stages = list(enumerate(recipe.stages, start=1))
+    while stages:
+        if methods[stages[0][1].method].shape == "work":
+            number, stage = stages.pop(0)
+            walk.whole(number, stage, methods[stage.method])
+            continue
+        together = []
+        while stages and methods[stages[0][1].method].shape == "layer":
+            together.append(stages.pop(0))
+        walk.blocks(together)
+    with report.timed("save"):
+        progress(Update("save", 0, 1))
+        parts = {name: part for block in range(layout.blocks) for name, part in walk.parts(block).items()}
+        config, generation = stored_config(opened.model), stored_generation(opened.model)
+        dense = dense_tensors(opened.model, set(parts))
+        # The dense linears are not needed any more, and the parts are about to be read back.
+        del opened, walk
+        save_artifact(artifact, dense, parts, config, generation, layout, recipe.to_json())
+        progress(Update("save", 1, 1))
+    return report
+
+
+class _Walk:
+    """The model on its way through the stages; what is finished lies in `scratch`, block by block."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        layout: ModelFacts,
+        opened: OpenModel,
+        host: Host,
+        scratch: Path,
+        progress: Progress,
+        report: Report,
+    ) -> None:
+        self.recipe, self.layout, self.opened, self.host = recipe, layout, opened, host
+        self.scratch, self.progress, self.report = scratch, progress, report
+        self.model, self.family = opened.model, opened.family
+        self.plan: dict[str, dict[str, Any]] = {}
+        self.latest: str | None = None
+        self._tokens: Tensor | None = None
+        self._tokenizer: Any = None
+        scratch.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.recipe.model, self.host)
+        return self._tokenizer
+
+    @property
+    def tokens(self) -> Tensor:
+        """Calibration token ids [samples, length]."""
+        if self._tokens is None:
+            wanted = self.recipe.calibration
+            found = calibration(
+                wanted.text, self.tokenizer, wanted.samples, wanted.length, wanted.seed, self.host
+            )
+            self.report.calibration = found.protocol
+            self._tokens = found.ids
+        return self._tokens
+
+    def whole(self, number: int, stage: Stage, method: Method) -> None:
+        """Hand the whole model to a method."""
+        with self.report.timed(f"stage {number}, {stage.method}"):
+            self.progress(Update(stage.method, 0, 1))
+            work = Work(
+                self.model, self.tokenizer, self.family, self.tokens, self.plan,
+                self._rng(str(number)), {},
+            )  # fmt: skip
+            method.fn(work, **method.params.model_validate(stage.params).model_dump())
+            self.progress(Update(stage.method, 1, 1))
+
+    def blocks(self, stages: Sequence[tuple[int, Stage]]) -> None:
+        """One walk over all blocks that applies `stages` to every linear they cover."""
+        methods = discover().methods
+        label = "+".join(str(number) for number, _ in stages)
+        needs = self._needs(stages)
+        feeds = _Feed(self) if any(need != "nothing" for need in needs.values()) else None
+        count = len(blocks_of(self.model, self.family))
+        previous, self.latest = self.latest, label
+        dense_order = self.recipe.calibration.order == "dense"
+        if feeds and dense_order and self._cached_all(count, needs):
+            feeds = None
+        for block in range(count):
+            self.progress(Update("compress", block, count, f"block {block + 1} of {count}"))
+            finished = self._load(label, block)
+            if finished is None:
+                before = self._parts_of(previous, block)
+                finished = dict(before)
+                rows: list[dict[str, Any]] = []
+                groups = self.family.group_names(block)
+                splits = [[group] for group in groups] if self._splits(needs) else [groups]
+                for split in splits:
+                    inside = finished if self._splits(needs) else before
+                    statistics = self._statistics(block, split, needs, feeds, inside)
+                    for group in split:
+                        for name in group:
+                            self.progress(Update("compress", block, count, name))
+                            covering = [(number, stage) for number, stage in stages if stage.covers(name)]
+                            finished[name], made = self._layer(
+                                name, covering, finished.get(name, ()), statistics[group[0]], methods
+                            )
+                            rows += made
+                finished = {name: parts for name, parts in finished.items() if parts}
+                self._save(label, block, finished, rows)
+            if feeds and block + 1 < count:
+                with self.report.timed("outputs"), self._swapped({} if dense_order else finished):
+                    feeds.advance(block)
+        self.progress(Update("compress", count, count))
+        self.report.layers += [row for block in range(count) for row in self._rows(label, block)]
+
+    def parts(self, block: int) -> dict[str, tuple[Part, ...]]:
+        """What the walks so far made of a block's linears."""
+        return self._parts_of(self.latest, block)
+
+    def _splits(self, needs: Mapping[str, Need]) -> bool:
+        return self.recipe.calibration.order == "true_sequential" and any(
+            need != "nothing" for need in needs.values()
+        )
+
+    def _needs(self, stages: Sequence[tuple[int, Stage]]) -> dict[str, Need]:
+        methods = discover().methods
+        needs: dict[str, Need] = {}
+        for name in self.layout.layers:
+            asked = {methods[stage.method].needs for _, stage in stages if stage.covers(name)}
+            needs[name] = "gram" if "gram" in asked else "norms" if "norms" in asked else "nothing"
+        return needs
+
+    def _layer(
+        self,
+        name: str,
+        stages: Sequence[tuple[int, Stage]],
+        parts: tuple[Part, ...],
+        statistics: Statistics,
+        methods: Mapping[str, Method],
+    ) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
+        module = self.model.get_submodule(name)
+        stored = module.weight.detach()
+        weight = (stored.T if self.family.transposed else stored).float()
+        block, projection = self.family.place(name)
+        rows = []
+        for number, stage in stages:
+            start = time.perf_counter()
+            method = methods[stage.method]
+            params = method.params.model_validate({**stage.params, **self.plan.get(name, {})}).model_dump()
+            rng = self._rng(f"{name}|{number}")
+            layer = Layer(name, weight, parts, statistics, rng, stored.dtype)
+            with self.report.timed(f"stage {number}, {stage.method}"):
+                parts = tuple(method.fn(layer, **params))
+            now = Layer(name, weight, parts, statistics, rng, stored.dtype).now
+            if not bool(torch.isfinite(now).all()):
+                raise RuntimeError(
+                    f"stage {number}, {stage.method}: {name} came out with NaN or infinite values"
+                )
+            error, seen = relative_error(weight, now, statistics)
+            bits = sum(part.bits for part in parts)
+            rows.append(
+                {
+                    "layer": name,
+                    "block": block,
+                    "projection": projection,
+                    "stage": number,
+                    "method": stage.method,
+                    "error": error,
+                    "error_kind": seen,
+                    "bits": bits / weight.numel(),
+                    "sparsity": float((now == 0).float().mean()),
+                    "rank": sum(part.left.shape[1] for part in parts if isinstance(part, LowRank)),
+                    "bytes": bits // 8,
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+        return parts, rows
+
+    def _statistics(
+        self,
+        block: int,
+        groups: Sequence[Sequence[str]],
+        needs: Mapping[str, Need],
+        feeds: "_Feed | None",
+        inside: Mapping[str, tuple[Part, ...]],
+    ) -> dict[str, Statistics]:
+        wanted = [group for group in groups if any(needs[name] != "nothing" for name in group)]
+        if not wanted:
+            return {group[0]: Statistics() for group in groups}
+        cache = self._cache_file(block, needs) if self.recipe.calibration.order == "dense" else None
+        if cache is not None and cache.exists():
+            return _read_statistics(cache, groups)
+        assert feeds is not None
+        with self.report.timed("statistics"):
+            dense_order = self.recipe.calibration.order == "dense"
+            with (
+                self._swapped({} if dense_order else inside),
+                Gatherer(self.model, groups, needs) as gatherer,
+            ):
+                feeds.observe(block, gatherer)
+            found = {group[0]: gatherer.of(group) for group in groups}
+        if cache is not None:
+            _write_statistics(cache, found)
+        return found
+
+    def _cache_file(self, block: int, needs: Mapping[str, Need]) -> Path:
+        # By the name that a block's groups gather under, so that recipes with the same needs share it.
+        asked = [needs[name] for group in self.family.group_names(block) for name in group]
+        text = json.dumps(
+            [self.layout.fingerprint, hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest(), asked]
+        )
+        folder = self.host.cache / "statistics" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return folder / f"block-{block:03d}.safetensors"
+
+    def _cached_all(self, count: int, needs: Mapping[str, Need]) -> bool:
+        return all(self._cache_file(block, needs).exists() for block in range(count))
+
+    @contextmanager
+    def _swapped(self, parts: Mapping[str, tuple[Part, ...]]) -> Iterator[None]:
+        originals = {}
+        for name, pieces in parts.items():
+            if not pieces:
+                continue
+            module = self.model.get_submodule(name)
+            originals[name] = module
+            dtype = module.weight.dtype
+            replace_module(self.model, name, CompressedLinear(pieces, module.bias, dtype))
+        try:
+            yield
+        finally:
+            for name, module in originals.items():
+                replace_module(self.model, name, module)
+
+    def _rng(self, what: str) -> torch.Generator:
+        seed = hashlib.sha256(f"{self.recipe.seed}|{what}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
+
+    def _file(self, label: str, block: int) -> Path:
+        return self.scratch / f"stage-{label}-block-{block:03d}.safetensors"
+
+    def _save(
+        self, label: str, block: int, parts: Mapping[str, tuple[Part, ...]], rows: list[dict[str, Any]]
+    ) -> None:
+        tensors = {"nothing": torch.zeros(0)}
+        described: dict[str, list[dict[str, Any]]] = {}
+        for name, pieces in parts.items():
+            described[name] = [{"kind": piece.kind, "settings": piece.settings()} for piece in pieces]
+            for number, piece in enumerate(pieces):
+                for key, tensor in piece.tensors().items():
+                    tensors[f"{name}#{number}.{key}"] = tensor.contiguous().cpu()
+        path = self._file(label, block)
+        temporary = path.with_suffix(".writing")
+        try:
+            save_file(tensors, temporary, {"parts": json.dumps(described), "rows": json.dumps(rows)})
+        except (OSError, SafetensorError) as error:
+            if "No space left" in str(error):
+                raise UserError(
+                    f"the disk is full: block {block + 1} could not be kept; free some space and retry"
+                ) from None
+            raise
+        temporary.replace(path)
+
+    def _load(self, label: str, block: int) -> dict[str, tuple[Part, ...]] | None:
+        path = self._file(label, block)
+        if not path.exists():
+            return None
+        device = self.opened.device
+        with safe_open(path, "pt") as opened:
+            described = json.loads(opened.metadata()["parts"])
+            return {
+                name: tuple(
+                    rebuild(
+                        piece["kind"],
+                        piece["settings"],
+                        {
+                            key.split("#", 1)[1].split(".", 1)[1]: opened.get_tensor(key).to(device)
+                            for key in opened.keys()  # noqa: SIM118 - safe_open is not a mapping
+                            if key.startswith(f"{name}#{number}.")
+                        },
+                    )
+                    for number, piece in enumerate(pieces)
+                )
+                for name, pieces in described.items()
+            }
+
+    def _parts_of(self, label: str | None, block: int) -> dict[str, tuple[Part, ...]]:
+        return {} if label is None else self._load(label, block) or {}
+
+    def _rows(self, label: str, block: int) -> list[dict[str, Any]]:
+        with safe_open(self._file(label, block), "pt") as opened:
+            return json.loads(opened.metadata()["rows"])
+
+
+class _Feed:
+    """Hidden states of the calibration samples in front of the block at hand."""
+
+    def __init__(self, walk: _Walk) -> None:
+        self.walk = walk
+        self.blocks = blocks_of(walk.model, walk.family)
+        tokens = walk.tokens
+        self.batch = max(1, _BATCH_TOKENS // tokens.shape[1])
+        self.arguments: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        states = []
+        for start in range(0, len(tokens), self.batch):
+            ids = tokens[start : start + self.batch].to(walk.opened.device)
+            states.append(self._enter(ids))
+            walk.progress(Update("embed", start + len(ids), len(tokens)))
+        self.states = torch.cat(states)
+
+    def observe(self, block: int, gatherer: Gatherer) -> None:
+        """Push all samples through a block up to the last input that is wanted."""
+        for _, batch in self._batches("statistics", block):
+            gatherer.feed(lambda batch=batch: self._run(block, batch))
+
+    def advance(self, block: int) -> None:
+        """Replace the states by the block's outputs."""
+        for start, batch in self._batches("outputs", block):
+            self.states[start : start + len(batch)] = self._run(block, batch)
+
+    def _batches(self, what: str, block: int) -> Iterator[tuple[int, Tensor]]:
+        count = len(self.blocks)
+        for start in range(0, len(self.states), self.batch):
+            self.walk.progress(Update("compress", block, count, f"block {block + 1} of {count}, {what}"))
+            yield start, self.states[start : start + self.batch]
+
+    def _run(self, block: int, batch: Tensor) -> Tensor:
+        positional, named = self.arguments[tuple(batch.shape[:2])][block]
+        out = self.blocks[block](batch, *positional, **named)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _enter(self, ids: Tensor) -> Tensor:
+        """The input of the first block, and what the model hands to each block for a batch of this shape."""
+        entered: list[Tensor] = []
+        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def record(states: Tensor, *positional: Any, **named: Any) -> Tensor:
+            entered.append(states)
+            given.append((positional, named))
+            return states
+
+        for block in self.blocks:
+            block.forward = record  # type: ignore[method-assign, assignment]
+        try:
+            self.walk.opened.body(input_ids=ids, use_cache=False)
+        finally:
+            for block in self.blocks:
+                del block.forward
+        self.arguments.setdefault(tuple(ids.shape), given)
+        return entered[0]
+
+
+def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple[float, str]:
+    """Squared error of a linear relative to its size, and as seen by what: output, norms or weight.
+
+    output: tr(D C Dᵀ) / tr(W C Wᵀ) with D = W - Ŵ; norms: the same with the diagonal of C; weight: with C = I.
+    """
+    error = (weight - now).double()
+    full = weight.double()
+    if statistics.gram is not None:
+        lost, all_ = ((m @ statistics.gram * m).sum().item() for m in (error, full))
+        seen = "output"
+    elif statistics.squares is not None:
+        lost, all_ = ((m.square() @ statistics.squares).sum().item() for m in (error, full))
+        seen = "norms"
+    else:
+        lost, all_ = (m.square().sum().item() for m in (error, full))
+        seen = "weight"
+    return (lost / all_ if all_ > 0 else math.nan if lost > 0 else 0.0), seen
+
+
+def _write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, statistics in found.items():
+        tensors[f"{name}#tokens"] = torch.tensor([statistics.tokens])
+        if statistics.squares is not None:
+            tensors[f"{name}#squares"] = statistics.squares.cpu()
+        if statistics.gram is not None:
+            rows, columns = torch.triu_indices(*statistics.gram.shape)
+            tensors[f"{name}#gram"] = statistics.gram[rows, columns].cpu()
+    temporary = path.with_suffix(".writing")
+    save_file(tensors, temporary)
+    temporary.replace(path)
+
+
+def _read_statistics(path: Path, groups: Sequence[Sequence[str]]) -> dict[str, Statistics]:
+    found = {}
+    with safe_open(path, "pt") as opened:
+        names = set(opened.keys())
+        for group in groups:
+            name = group[0]
+            squares = opened.get_tensor(f"{name}#squares") if f"{name}#squares" in names else None
+            gram = None
+            if f"{name}#gram" in names:
+                assert squares is not None
+                inputs = len(squares)
+                gram = torch.zeros(inputs, inputs, dtype=torch.float64)
+                rows, columns = torch.triu_indices(inputs, inputs)
+                gram[rows, columns] = opened.get_tensor(f"{name}#gram")
+                gram = gram + gram.triu(1).T
+            found[name] = Statistics(int(opened.get_tensor(f"{name}#tokens")), squares, gram)
+    return found

@@ -1,0 +1,104 @@
+"""Second moments of the inputs of linears, gathered by hooks while blocks run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from backend.registry import Need
+from backend.views import Statistics
+
+# Columns of the Gram matrix computed at a time: only strips on and above the diagonal are multiplied out.
+_STRIP = 256
+
+
+class Gatherer:
+    """While open, adds what flows into the first linear of each group to the statistics of the group."""
+
+    def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]], needs: Mapping[str, Need]) -> None:
+        """`needs` says for each linear what its stages ask for; a group gathers the most any of its linears needs."""
+        self._model = model
+        self._by_layer: dict[str, Statistics] = {}
+        self._sums: dict[str, _Sums] = {}
+        self._handles: list[RemovableHandle] = []
+        self._last: str | None = None
+        for group in groups:
+            wanted = {needs.get(name, "nothing") for name in group}
+            need: Need = "gram" if "gram" in wanted else "norms" if "norms" in wanted else "nothing"
+            if need != "nothing":
+                self._sums[group[0]] = _Sums(need)
+                self._last = group[0]
+
+    def __enter__(self) -> Self:
+        for name, sums in self._sums.items():
+            module = self._model.get_submodule(name)
+            self._handles.append(module.register_forward_pre_hook(self._hook(sums, name == self._last)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        for handle in self._handles:
+            handle.remove()
+        return False
+
+    def feed(self, run: Callable[[], Any]) -> None:
+        """Run a block; it is left as soon as the last wanted input was seen."""
+        try:
+            run()
+        except _SeenAll:
+            pass
+
+    def of(self, group: Sequence[str]) -> Statistics:
+        """The statistics of a group; empty ones when none of its linears asked."""
+        sums = self._sums.get(group[0])
+        return sums.finish() if sums else Statistics()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any linear asked for anything."""
+        return bool(self._sums)
+
+    def _hook(self, sums: "_Sums", last: bool) -> Callable[..., None]:
+        def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            sums.add(inputs[0])
+            if last:
+                raise _SeenAll
+
+        return add
+
+
+class _SeenAll(Exception):
+    pass
+
+
+class _Sums:
+    def __init__(self, need: Need) -> None:
+        self.need = need
+        self.tokens = 0
+        self.squares: Tensor | None = None
+        self.gram: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        x = x.detach().reshape(-1, x.shape[-1]).float()
+        inputs = x.shape[1]
+        self.tokens += x.shape[0]
+        if self.need == "norms":
+            squares = x.square().sum(dim=0, dtype=torch.float64)
+            self.squares = squares if self.squares is None else self.squares + squares
+            return
+        if self.gram is None:
+            self.gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=x.device)
+        for start in range(0, inputs, _STRIP):
+            stop = min(start + _STRIP, inputs)
+            # Float32 products of one batch, float64 sums over batches.
+            self.gram[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+
+    def finish(self) -> Statistics:
+        if self.gram is None:
+            return Statistics(self.tokens, self.squares, None)
+        gram = self.gram.triu() + self.gram.triu(1).T
+        return Statistics(self.tokens, gram.diagonal().clone(), gram)

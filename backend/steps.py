@@ -1,0 +1,86 @@
+"""The steps of a run as plain functions of plain values, so that they can be called in another process."""
+
+import dataclasses
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact
+from backend.evaluate import Subject, evaluate
+from backend.generate import Sampling, write
+from backend.host import Host
+from backend.models import facts
+from backend.pipeline import compress as compress_model
+from backend.progress import Progress, Update
+from backend.recipe import Recipe, parse_recipe
+
+
+def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:
+    """Make the artifact of a recipe; what is there already is not made again."""
+    host = Host.at(home)
+    report = compress_model(
+        parse_recipe(recipe_json), host, artifact_path(host, digest), host.runs / digest, progress
+    )
+    return {"artifact": str(artifact_path(host, digest)), **dataclasses.asdict(report)}
+
+
+def measure(recipe_json: str, digest: str, metric: str, home: str, progress: Progress) -> dict[str, Any]:
+    """Run one metric on a run's artifact."""
+    start = time.perf_counter()
+    result = evaluate(metric, _subject(recipe_json, digest, home, progress))
+    seconds = time.perf_counter() - start
+    return {
+        "measurements": [{**dataclasses.asdict(found), "seconds": seconds} for found in result.measurements],
+        "series": [dataclasses.asdict(series) for series in result.series],
+        "broken": result.broken,
+    }
+
+
+def generate(
+    model: str, artifact: str | None, prompt: str, settings: dict[str, Any], home: str, progress: Progress
+) -> dict[str, Any]:
+    """Write on from a prompt with an artifact, or with the dense model; progress carries the text so far."""
+    host = Host.at(home)
+    sampling = Sampling.model_validate(settings)
+    tokenizer = load_tokenizer(model, host)
+    progress(Update("open", 0, 1, ""))
+    opened = _open(model, artifact, home)
+    ids: list[int] = []
+
+    def told(token: int) -> None:
+        ids.append(token)
+        progress(Update("generate", len(ids), sampling.max_tokens, text_of(tokenizer, ids)))
+
+    write(opened, tokenizer, prompt, sampling, told)
+    return {"text": text_of(tokenizer, ids), "tokens": [[token, tokenizer.decode([token])] for token in ids]}
+
+
+def artifact_path(host: Host, digest: str) -> Path:
+    """Where the artifact of a run lies."""
+    return host.artifacts / f"{digest}.safetensors"
+
+
+def text_of(tokenizer: Any, ids: list[int]) -> str:
+    """The text of an answer, marks of turns and ends left out."""
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@lru_cache(maxsize=2)
+def _open(model: str, artifact: str | None, home: str) -> OpenModel:
+    host = Host.at(home)
+    return load_model(facts(model, host), host) if artifact is None else open_artifact(Path(artifact), host)
+
+
+# The metrics of a run follow each other in one process: the open artifact and its scores serve them all.
+@lru_cache(maxsize=1)
+def _shared_subject(recipe_json: str, digest: str, home: str) -> Subject:
+    host = Host.at(home)
+    recipe: Recipe = parse_recipe(recipe_json)
+    return Subject(recipe, host, artifact_path(host, digest), host.runs / digest, lambda update: None)
+
+
+def _subject(recipe_json: str, digest: str, home: str, progress: Progress) -> Subject:
+    subject = _shared_subject(recipe_json, digest, home)
+    subject.progress = progress
+    return subject
