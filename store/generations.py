@@ -1,0 +1,125 @@
+"""Answers to a prompt: asked for, written piece by piece, finished or cancelled."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from store.database import Database
+from store.tables import Generation
+from store.writes import bump, clean
+
+_ACTIVE = ("queued", "running")
+
+
+def create_generations(
+    database: Database,
+    *,
+    group_id: str,
+    model: str,
+    run_ids: Sequence[str | None],
+    prompt: str,
+    settings: Mapping[str, Any],
+    user: str = "anonymous",
+) -> list[str]:
+    """The ids of a group's answers, one for each run (None: the dense model), all queued."""
+    rows = [
+        {
+            "id": f"{group_id}-{position}",
+            "group_id": group_id,
+            "position": position,
+            "run_id": run_id,
+            "model": model,
+            "user": user,
+            "prompt": clean(prompt),
+            "settings": json.dumps(dict(settings), sort_keys=True),
+            "status": "queued",
+            "text": "",
+            "created": time.time(),
+            "cancel_requested": False,
+        }
+        for position, run_id in enumerate(run_ids)
+    ]
+    with database.write() as connection:
+        connection.execute(insert(Generation), rows)
+        bump(connection)
+    return [str(row["id"]) for row in rows]
+
+
+def start_generation(database: Database, generation_id: str, worker: str) -> bool:
+    """Whether there is still something to generate."""
+    with database.write() as connection:
+        started = connection.execute(
+            update(Generation)
+            .where(Generation.id == generation_id, Generation.status.in_(_ACTIVE))
+            .values(status="running", worker=worker, started=time.time())
+        ).rowcount
+        bump(connection)
+        return started > 0
+
+
+def write_generation(database: Database, generation_id: str, text: str) -> bool:
+    """Show the text so far; whether to stop."""
+    with database.write() as connection:
+        row = connection.execute(
+            update(Generation)
+            .where(Generation.id == generation_id, Generation.status == "running")
+            .values(text=clean(text))
+            .returning(Generation.cancel_requested)
+        ).first()
+        bump(connection)
+        return row is None or row.cancel_requested
+
+
+def generation_should_stop(database: Database, generation_id: str) -> bool:
+    """Whether this answer is not wanted any more."""
+    with database.read() as connection:
+        row = connection.execute(
+            select(Generation.cancel_requested, Generation.status).where(Generation.id == generation_id)
+        ).first()
+    return row is None or row.cancel_requested or row.status != "running"
+
+
+def finish_generation(
+    database: Database,
+    generation_id: str,
+    status: str,
+    *,
+    text: str | None = None,
+    tokens: Sequence[Sequence[Any]] | None = None,
+    error: str | None = None,
+) -> None:
+    """Close an answer; its text so far stays when there is no other."""
+    values: dict[str, Any] = {"status": status, "error": clean(error), "finished": time.time()}
+    if text is not None:
+        values["text"] = clean(text)
+    if tokens is not None:
+        values["tokens"] = json.dumps([list(pair) for pair in tokens]).replace("\\u0000", "")
+    with database.write() as connection:
+        connection.execute(
+            update(Generation)
+            .where(Generation.id == generation_id, Generation.status.in_(_ACTIVE))
+            .values(**values)
+        )
+        bump(connection)
+
+
+def cancel_generations(database: Database, group_id: str) -> list[str]:
+    """Ask a group to stop; the ids of those that had not begun and are cancelled already."""
+    with database.write() as connection:
+        waiting = connection.execute(
+            update(Generation)
+            .where(Generation.group_id == group_id, Generation.status == "queued")
+            .values(status="cancelled", finished=time.time())
+            .returning(Generation.id)
+        ).scalars()
+        cancelled = list(waiting)
+        connection.execute(
+            update(Generation)
+            .where(Generation.group_id == group_id, Generation.status == "running")
+            .values(cancel_requested=True)
+        )
+        bump(connection)
+        return cancelled

@@ -1,0 +1,38 @@
+"""What every write needs: the data version, upserts, values that all databases can keep."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from store.tables import Counter, Run, Table
+
+
+def bump(connection: Connection, *, point: str | None = None) -> None:
+    """Make the data version grow; with the id of a run whose point changes, the version of results too."""
+    names = ("all",) if point is None else ("all", "results")
+    connection.execute(update(Counter).where(Counter.name.in_(names)).values(value=Counter.value + 1))
+    if point is not None:
+        newest = select(Counter.value).where(Counter.name == "results").scalar_subquery()
+        connection.execute(update(Run).where(Run.id == point).values(version=newest))
+
+
+def upsert(
+    connection: Connection, table: type[Table], values: Mapping[str, Any], key: tuple[str, ...]
+) -> None:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(**values)
+    rest = {name: statement.excluded[name] for name in values if name not in key}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=rest))
+
+
+def number(value: Any) -> Any:
+    """Not-a-number becomes null on every database alike."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def clean(text: str | None) -> str | None:
+    """PostgreSQL's text knows no NUL, and a model's output may hold one."""
+    return text.replace("\x00", "") if text else text
