@@ -31,7 +31,7 @@ _SPARE_BYTES = 64_000_000
 class OpenModel:
     """A model ready to run, with its family, tokenizer id and device."""
 
-    model: nn.Module
+    model: Any
     family: Family
     name: str
     device: torch.device
@@ -88,6 +88,7 @@ def load_model(facts: ModelFacts, host: Host) -> OpenModel:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = device_of(host)
+    model: Any
     try:
         model = AutoModelForCausalLM.from_pretrained(
             facts.folder, dtype="auto", local_files_only=True, trust_remote_code=host.trust_remote_code
@@ -149,7 +150,10 @@ def save_artifact(
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
-    full = f"the disk is full: the artifact needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; remove runs"
+    full = (
+        f"the disk is full: the artifact needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
+        "remove runs or free some space, then retry"
+    )
     if free < needed + _SPARE_BYTES:
         raise UserError(full)
     temporary = path.with_suffix(".writing")
@@ -204,7 +208,7 @@ def tensor_sizes(path: Path) -> dict[str, int]:
 
 
 def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
-    """The compressed model, every weight decoded from the stored parts; `packed` decodes in each call instead."""
+    """The compressed model, each weight decoded from the stored parts; `packed` decodes in each call."""
     transformers_logging.set_verbosity_error()
     device = device_of(host)
     metadata = read_metadata(path)
@@ -231,12 +235,12 @@ def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
     return OpenModel(model.to(device).eval().requires_grad_(False), family, metadata["model"], device)
 
 
-def stored_config(model: nn.Module) -> dict[str, Any]:
+def stored_config(model: Any) -> dict[str, Any]:
     """The configuration as an artifact keeps it."""
     return json.loads(model.config.to_json_string(use_diff=False))
 
 
-def stored_generation(model: nn.Module) -> dict[str, Any]:
+def stored_generation(model: Any) -> dict[str, Any]:
     """The token ids that end a generation."""
     config = model.generation_config
     return {

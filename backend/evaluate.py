@@ -1,7 +1,7 @@
 """Score an artifact's windows token by token, against the text and against the dense model.
 
-Logits of a whole window never exist at once: the head and the losses run over chunks of rows. The dense model runs
-once per model and protocol; its final hidden states are kept, from which its logits are made again chunk by chunk.
+Logits of a whole window never exist at once: the head and the losses run over chunks of rows. The dense model
+runs once per model and protocol; its final hidden states are kept, and its logits made again chunk by chunk.
 """
 
 import hashlib
@@ -226,16 +226,23 @@ def capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 def compare_logits(ours: Tensor, theirs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Scores [n] of logits `ours` against the dense model's `theirs` [n, vocabulary] float32."""
-    best, dense_best = ours.argmax(dim=1), theirs.argmax(dim=1)
-    q = ours.log_softmax(dim=1)
-    p = theirs.log_softmax(dim=1)
-    gap = p - q
+    top, best = ours.max(dim=1, keepdim=True)
+    dense_top, dense_best = theirs.max(dim=1, keepdim=True)
+    best, dense_best = best[:, 0], dense_best[:, 0]
+    # One exponential per logit serves both the normaliser and the expectation: it is most of the time.
+    ours, theirs = ours - top, theirs - dense_top
+    gap = theirs - ours
+    q, p = ours.exp(), theirs.exp()
+    norm, dense_norm = q.sum(dim=1), p.sum(dim=1)
+    shift = dense_norm.log() - norm.log()
+    forward = torch.linalg.vecdot(p, gap) / dense_norm - shift
+    backward = shift - torch.linalg.vecdot(q, gap) / norm
     return {
-        "nll": -q.gather(1, targets[:, None])[:, 0],
-        "dense_nll": -p.gather(1, targets[:, None])[:, 0],
-        # Rounding can leave a divergence of equal models a hair below zero.
-        "kl": (p.exp() * gap).sum(dim=1).clamp(min=0),
-        "kl_reverse": -(q.exp() * gap).sum(dim=1).clamp(max=0),
+        "nll": norm.log() - ours.gather(1, targets[:, None])[:, 0],
+        "dense_nll": dense_norm.log() - theirs.gather(1, targets[:, None])[:, 0],
+        # Rounding can leave the divergence of nearly equal models a hair below zero.
+        "kl": forward.clamp(min=0),
+        "kl_reverse": backward.clamp(min=0),
         "agree": best == dense_best,
         "correct": best == targets,
         "dense_correct": dense_best == targets,

@@ -1,4 +1,4 @@
-"""`python -m backend.footprint ARTIFACT HOME`: the memory one forward and a short generation need, as JSON."""
+"""`python -m backend.footprint ARTIFACT HOME`: the memory that reading and writing take, as JSON."""
 
 import json
 import re

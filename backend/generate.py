@@ -38,7 +38,8 @@ def write(
     )
     if ids.shape[1] + sampling.max_tokens > positions:
         raise UserError(
-            f"prompt: {ids.shape[1]} tokens and {sampling.max_tokens} new ones; this model reads at most {positions}"
+            f"prompt: {ids.shape[1]} tokens and {sampling.max_tokens} new ones are too many; "
+            f"this model reads at most {positions}"
         )
     answer: list[int] = []
     torch.manual_seed(sampling.seed)

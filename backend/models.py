@@ -73,8 +73,8 @@ CARDS = (
     ModelCard(
         EMBEDDED_MODEL,
         "SmolLM2 135M Instruct (embedded)",
-        "Llama architecture, 30 blocks, Apache-2.0. Its weights were 4-bit once (GGUF Q4_1): 4-bit asymmetric "
-        "grids with groups of 32 are kinder to it than to other models, so compare methods at 2 and 3 bits.",
+        "Llama architecture, 30 blocks, Apache-2.0. Its weights were 4-bit once (GGUF Q4_1): 4-bit grids "
+        "with groups of 32 are kinder to it than to other models, so compare methods at 2 and 3 bits.",
     ),
     ModelCard("HuggingFaceTB/SmolLM2-135M", "SmolLM2 135M", "From the hub: the bf16 base model."),
     ModelCard("HuggingFaceTB/SmolLM2-360M-Instruct", "SmolLM2 360M Instruct", "From the hub."),
@@ -114,7 +114,8 @@ def locate(model: str, host: Host, download: bool = True) -> Path:
         return folder
     if not _HUB_ID.fullmatch(model):
         raise UserError(
-            f"model {model[:100]}: not a model; expected {EMBEDDED_MODEL}, a hub id like Qwen/Qwen2.5-0.5B, or a folder"
+            f"model {model[:100]}: not a model; "
+            f"allowed: {EMBEDDED_MODEL}, a hub id like Qwen/Qwen2.5-0.5B, or a folder"
         )
     try:
         return Path(snapshot_download(model, allow_patterns=_FILES, local_files_only=True))
@@ -167,7 +168,7 @@ def fingerprint(model: str, host: Host) -> str:
 
 
 def fingerprint_of(folder: Path, host: Host) -> str:
-    """sha256 over names and contents of config.json and all safetensors files, remembered by size and time."""
+    """sha256 over config.json and all safetensors files, remembered by their size and time."""
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
     memory = host.cache / "fingerprints.json"
     known: dict[str, str] = {}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ _BATCH_TOKENS = 4096
 
 @dataclass
 class Report:
-    """What compressing took and left: one row per linear and stage, seconds per phase, peak resident bytes."""
+    """What compressing took and left: a row per linear and stage, seconds per phase, peak resident bytes."""
 
     layers: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -212,8 +213,8 @@ class _Walk:
         statistics: Statistics,
         methods: Mapping[str, Method],
     ) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
-        module = self.model.get_submodule(name)
-        stored = module.weight.detach()
+        module: Any = self.model.get_submodule(name)
+        stored: Tensor = module.weight.detach()
         weight = (stored.T if self.family.transposed else stored).float()
         block, projection = self.family.place(name)
         rows = []
@@ -295,7 +296,7 @@ class _Walk:
         for name, pieces in parts.items():
             if not pieces:
                 continue
-            module = self.model.get_submodule(name)
+            module: Any = self.model.get_submodule(name)
             originals[name] = module
             dtype = module.weight.dtype
             replace_module(self.model, name, CompressedLinear(pieces, module.bias, dtype))
@@ -384,7 +385,7 @@ class _Feed:
     def observe(self, block: int, gatherer: Gatherer) -> None:
         """Push all samples through a block up to the last input that is wanted."""
         for _, batch in self._batches("statistics", block):
-            gatherer.feed(lambda batch=batch: self._run(block, batch))
+            gatherer.feed(partial(self._run, block, batch))
 
     def advance(self, block: int) -> None:
         """Replace the states by the block's outputs."""
@@ -413,7 +414,7 @@ class _Feed:
             return states
 
         for block in self.blocks:
-            block.forward = record  # type: ignore[method-assign, assignment]
+            block.forward = record
         try:
             self.walk.opened.body(input_ids=ids, use_cache=False)
         finally:
@@ -426,7 +427,7 @@ class _Feed:
 def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple[float, str]:
     """Squared error of a linear relative to its size, and as seen by what: output, norms or weight.
 
-    output: tr(D C Dᵀ) / tr(W C Wᵀ) with D = W - Ŵ; norms: the same with the diagonal of C; weight: with C = I.
+    output: tr(D C Dᵀ) / tr(W C Wᵀ) with D = W - Ŵ; norms: with the diagonal of C alone; weight: with C = I.
     """
     error = (weight - now).double()
     full = weight.double()

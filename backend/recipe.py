@@ -190,12 +190,12 @@ def _complete(stage: Stage, where: str) -> Stage:
     if found is None:
         raise UserError(f"{where}: no such method; known: {', '.join(discover().methods)}")
     try:
-        params = found.params.model_validate(stage.params, strict=False).model_dump(mode="json")
+        params = found.params.model_validate(stage.params, strict=True).model_dump(mode="json")
     except ValidationError as error:
         raise UserError(_sentence(error, where, found.params)) from None
     if params.get("pattern", "free") != "free" and params.get("sparsity", 0.5) != 0.5:
         raise UserError(
-            f"{where}: sparsity is {params['sparsity']}, but pattern {params['pattern']} zeroes exactly half; "
+            f"{where}: sparsity is {params['sparsity']}, but pattern {params['pattern']} zeroes half; "
             "allowed: sparsity 0.5, or pattern free"
         )
     return stage.model_copy(update={"params": params})
@@ -340,7 +340,7 @@ def _sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str
         return f"{where}: unknown field {field} ({shown}); allowed: {known}"
     if first["type"] == "missing":
         return f"{where}: {field} is missing; it is required"
-    return f"{where}: {field} is {shown}; allowed: {_allowed(first)}"
+    return f"{where}: {field} is {shown}; allowed: {_allowed(first, model)}"
 
 
 def _owner(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
@@ -348,8 +348,24 @@ def _owner(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | N
     return sections.get(str(path[0]), model) if path else model
 
 
-def _allowed(first: Mapping[str, Any]) -> str:
+def _allowed(first: Mapping[str, Any], model: type[BaseModel]) -> str:
     context = first.get("ctx", {})
+    owner = _owner(model, first["loc"][:-1]) if len(first["loc"]) > 1 else model
+    if owner and first["loc"][-1] in owner.model_fields:
+        schema = owner.model_json_schema()["properties"][first["loc"][-1]]
+        limits = [schema.get(name) for name in ("minimum", "maximum", "exclusiveMaximum", "exclusiveMinimum")]
+        if schema.get("type") in ("integer", "number") and first["type"] != "value_error":
+            low, high, below, above = limits
+            whole = "a whole number" if schema["type"] == "integer" else "a number"
+            start = "" if low is None and above is None else f" from {low if above is None else above}"
+            end = (
+                ""
+                if high is None and below is None
+                else f" to {high}"
+                if below is None
+                else f" below {below}"
+            )
+            return whole + start + end
     words = {
         "greater_than_equal": lambda: f"{context['ge']} or more",
         "less_than_equal": lambda: f"{context['le']} or less",

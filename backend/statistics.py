@@ -1,6 +1,7 @@
 """Second moments of the inputs of linears, gathered by hooks while blocks run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +20,8 @@ class Gatherer:
     """While open, adds what flows into the first linear of each group to the statistics of the group."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]], needs: Mapping[str, Need]) -> None:
-        """`needs` says for each linear what its stages ask for; a group gathers the most any of its linears needs."""
+        """`needs` says what each linear's stages ask for; a group gathers the most one of it needs."""
         self._model = model
-        self._by_layer: dict[str, Statistics] = {}
         self._sums: dict[str, _Sums] = {}
         self._handles: list[RemovableHandle] = []
         self._last: str | None = None
@@ -40,17 +40,14 @@ class Gatherer:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         for handle in self._handles:
             handle.remove()
-        return False
 
     def feed(self, run: Callable[[], Any]) -> None:
         """Run a block; it is left as soon as the last wanted input was seen."""
-        try:
+        with suppress(_SeenAll):
             run()
-        except _SeenAll:
-            pass
 
     def of(self, group: Sequence[str]) -> Statistics:
         """The statistics of a group; empty ones when none of its linears asked."""

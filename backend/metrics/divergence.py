@@ -5,7 +5,8 @@
     divergence.agreement   share of tokens where both rank the same token first
     divergence.flips       share of tokens where exactly one of both ranks the true token first
 
-Standard errors of means over windows; Dutta et al., Accuracy is not all you need, arXiv 2407.09141, for flips.
+Standard errors are those of means over windows. Flips as in Dutta et al., Accuracy is not all you need,
+arXiv 2407.09141, with tokens in place of questions.
 """
 
 import math

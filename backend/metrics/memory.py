@@ -1,7 +1,8 @@
 """Peak memory of running the artifact with its weights kept packed, measured in a process of its own.
 
-A fresh process opens the artifact packed (each linear is decoded when it is called), reads 512 tokens, writes 8,
-and reports by how much its resident memory rose above what Python and torch take; on CUDA, the allocator's peak.
+A fresh process opens the artifact packed (each linear is decoded when it is called), reads 512 tokens and
+writes 8. The figure is by how much its resident memory rose above what Python and torch take; on CUDA, the
+allocator's peak.
 """
 
 import json

@@ -2,7 +2,8 @@
 
     ppl = exp(mean of -ln Q(token)), length - 1 tokens of each window scored, windows do not overlap
 
-The standard error is taken over windows, whose tokens depend on each other: ppl * sd(window means) / sqrt(windows).
+The standard error is taken over windows, since tokens of one window depend on each other:
+ppl * sd(window means) / sqrt(windows).
 The loss of each window is kept, so that two runs on the same windows are compared pairwise.
 """
 

@@ -2,8 +2,8 @@
 
     speed.prefill  512 tokens read at once;  speed.decode  32 tokens written one by one
 
-Compressed weights are decoded before they run, so the figures are those of plain matrices and marked `simulated`:
-they tell what the run costs here, not what a packed kernel would reach.
+Compressed weights are decoded before they run, so the figures are those of plain matrices and are marked
+`simulated`: they tell what the run costs here, not what a packed kernel would reach.
 """
 
 import statistics

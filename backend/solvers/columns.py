@@ -20,7 +20,7 @@ _DAMPING_LIMIT = 1.0
 
 
 def inverse_root(statistics: Statistics, damping: float, order: Tensor | None = None) -> Tensor:
-    """U [in, in] float32 with H⁻¹ = UᵀU for H = C + damping * mean(diag C) * I, its inputs reordered by `order`.
+    """U [in, in] float32, H⁻¹ = UᵀU for H = C + damping * mean(diag C) * I with inputs reordered by `order`.
 
     Inputs that were never active get a diagonal of one. When H cannot be factored, the damping is raised
     tenfold (at least to 1e-4) until it can. Shared by all linears with the same inputs.
@@ -68,9 +68,9 @@ def solve_columns(
     """Q [out, in] and its loss sum(e²) / 2 for `weight` [out, in] float32.
 
     assign(j, w)    what column j [out] becomes
-    prepare(j, W)   called before column j = 0, every, 2 every, ... with the columns j .. j+every as updated so far
+    prepare(j, W)   called before columns 0, every, 2 every, ... with columns j .. j+every as updated so far
     """
-    rows, inputs = weight.shape
+    inputs = weight.shape[1]
     remaining = weight.T.contiguous()
     result = torch.empty_like(remaining)
     errors = torch.empty_like(remaining)

@@ -7,10 +7,11 @@ from backend.parts import stored_scale
 
 
 def fit_grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
-    """Scales [out, groups] as stored and zeros [out, groups] (None when symmetric) for weights [out, groups, group].
+    """Scales as stored and zeros (None when symmetric), both [out, groups], for weights [out, groups, group].
 
-    Asymmetric: the range is widened to hold zero, scale = (max - min) / (2**bits - 1), zero = round(-min / scale).
-    Symmetric: scale = 2 max|w| / (2**bits - 1) and the zero is 2**(bits - 1), as GPTQ's symmetric grid has it.
+    Asymmetric: the range is widened to hold zero; scale = (max - min) / (2**bits - 1),
+    zero = round(-min / scale).
+    Symmetric: scale = 2 max|w| / (2**bits - 1), zero 2**(bits - 1): the symmetric grid of GPTQ.
     A group of zeros gets the range -1 .. 1.
     """
     levels = 2**bits - 1

@@ -1,8 +1,8 @@
 """Best low-rank factors of a weight error, plain or as seen through the inputs.
 
-Minimises ||X (E - B A)ᵀ||² = tr((E - BA) C (E - BA)ᵀ) over B [out, rank], A [rank, in], with C = XᵀX [in, in].
-Any T with T Tᵀ = C turns it into the plain problem for E T, so the optimum leaves exactly the discarded squared
-singular values of E T (Eckart-Young). All in float64: the spectrum of C spans eight decades and more.
+Minimises ||X (E - B A)ᵀ||² = tr((E - BA) C (E - BA)ᵀ) over B [out, rank], A [rank, in]; C = XᵀX [in, in].
+Any T with T Tᵀ = C turns it into the plain problem for E T, so the optimum leaves exactly the discarded
+squared singular values of E T (Eckart-Young). All in float64: the spectrum of C spans eight decades and more.
 """
 
 import torch
@@ -31,9 +31,9 @@ def projected_error(error: Tensor, statistics: Statistics, rank: int) -> tuple[T
     """B [out, rank], A [rank, in] that leave the least output error of `error` [out, in] under C.
 
     out <= in: the leading eigenvectors of E C Eᵀ span the best output space, and no inverse of C is needed.
-    out > in: project E into the eigenspace of C, truncate there, project back. Directions that C does not hold
-    (below in * eps of float64 times the largest eigenvalue) are dropped; where the text has fewer than four
-    tokens per input, C is damped by 1% of its mean diagonal instead.
+    out > in: project E into the eigenspace of C, truncate there, project back. Directions that C does not
+    hold (below in * eps of float64 times the largest eigenvalue) are dropped; where the text has fewer than
+    four tokens per input, C is damped by 1% of its mean diagonal.
     """
     assert statistics.gram is not None
     error, gram = error.double(), statistics.gram.double()

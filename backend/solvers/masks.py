@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def keep_pattern(scores: Tensor, pattern: str) -> Tensor:
-    """Mask [rows, in] that keeps the N highest scores of every M consecutive inputs; the first of equals wins."""
+    """Mask [rows, in] of the N highest scores of every M consecutive inputs; the first of equals wins."""
     keep, of = (int(number) for number in pattern.split(":"))
     grouped = scores.reshape(-1, of)
     best = grouped.argsort(dim=-1, descending=True, stable=True)[:, :keep]
@@ -13,7 +13,7 @@ def keep_pattern(scores: Tensor, pattern: str) -> Tensor:
 
 
 def keep_largest(scores: Tensor, sparsity: float) -> Tensor:
-    """Mask that drops the int(n * sparsity) lowest of the n scores in each row; exact, also with equal scores."""
+    """Mask without the int(n * sparsity) lowest of the n scores of each row; exact, also with ties."""
     drop = int(scores.shape[-1] * sparsity)
     worst = scores.argsort(dim=-1, stable=True)[..., :drop]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, worst, False)

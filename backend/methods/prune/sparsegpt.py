@@ -1,7 +1,7 @@
 """Prune column by column by the second-order cost of a weight, and let the later columns absorb the error.
 
     H = XᵀX + damping * mean(diag) * I  [in, in],  H⁻¹ = UᵀU;  cost of weight (i, j) = w_ij² / U_jj²
-    free: drop the int(n * sparsity) cheapest of each block of 128 columns, chosen on the block as updated so far
+    free: drop the int(n * sparsity) cheapest of each block of 128 columns, chosen on the block as updated
     N:M: keep the N dearest of every M consecutive inputs, chosen when the group is reached
     for j = 1 .. in:  e = (w_j - q) / U_jj with pruned entries of q zero,  w_k -= e U_jk for k > j
 

@@ -5,8 +5,8 @@
 
 Needs the Gram matrix of the layer's inputs. A group's grid is fitted on its columns as updated so far; with
 `act_order` all grids are fitted beforehand on the weight as it came, so that no order has to be stored.
-Stores what quantize.rtn stores. Pruned weights are columns entries fixed to zero: they stay zero, and their
-error is absorbed as well. Gains little at 4 bits and more; at 2 bits the result is usable only with small groups.
+Stores what quantize.rtn stores. Pruned weights are fixed to zero when their column is reached: they stay zero.
+Gains little at 4 bits and more; at 2 bits the result is usable only with small groups.
 Frantar et al., GPTQ, arXiv 2210.17323.
 """
 
@@ -75,7 +75,7 @@ def gptq(
     restored = torch.empty_like(solved)
     restored[:, order] = solved
     final = scale_rows.T.contiguous()
-    # Every refitted scale was rounded to a stored type already; the narrower one holds when all of them fit it.
+    # Each refitted scale was rounded to a stored type already; float16 serves when all of them fit it.
     stored = final.half() if bool((final.half().float() == final).all()) else final
     return (
         Grid.encode(
