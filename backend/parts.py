@@ -77,7 +77,7 @@ class Part:
 
     def to(self, device: torch.device | str) -> Self:
         """The same part on another device."""
-        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return dataclasses.replace(self, **moved)
 
 
@@ -210,6 +210,7 @@ class CompressedLinear(nn.Module):
         self.dtype = dtype
         self.factors = tuple(part for part in parts if isinstance(part, LowRank) and part.left.numel())
         weight = None if packed else self.decode()
+        self.weight: Tensor | None
         self.register_buffer("weight", weight, persistent=False)
 
     def decode(self) -> Tensor:

@@ -344,7 +344,11 @@ def _sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str
 
 
 def _owner(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
-    sections = {"calibration": Calibration, "evaluation": Evaluation, "stages": Stage}
+    sections: dict[str, type[BaseModel]] = {
+        "calibration": Calibration,
+        "evaluation": Evaluation,
+        "stages": Stage,
+    }
     return sections.get(str(path[0]), model) if path else model
 
 

@@ -128,7 +128,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
     params()
     facts = fn.__dict__["method"]
     return Method(
-        f"{kind}.{name}", kind, name, arguments[0].name, fn,
+        f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "",
     )  # fmt: skip
 

@@ -5,7 +5,7 @@
 
 Needs the Gram matrix of the layer's inputs. A group's grid is fitted on its columns as updated so far; with
 `act_order` all grids are fitted beforehand on the weight as it came, so that no order has to be stored.
-Stores what quantize.rtn stores. Pruned weights are fixed to zero when their column is reached: they stay zero.
+Stores what quantize.rtn stores. Pruned weights are fixed to zero when their column is reached and stay zero.
 Gains little at 4 bits and more; at 2 bits the result is usable only with small groups.
 Frantar et al., GPTQ, arXiv 2210.17323.
 """
