@@ -1,0 +1,45 @@
+"""Layers with the statistics of correlated inputs, and plain float64 references to hold methods against."""
+
+import torch
+from torch import Tensor
+
+from backend.views import Layer, Statistics
+
+
+def correlated_inputs(tokens: int, inputs: int, seed: int = 0) -> Tensor:
+    """X [tokens, in] float64 whose covariance spans several decades, as activations of real models do."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    scales = torch.logspace(1, -2, inputs, dtype=torch.float64)
+    return torch.randn(tokens, inputs, generator=generator, dtype=torch.float64) @ (mixed * scales[:, None])
+
+
+def statistics_of(x: Tensor) -> Statistics:
+    """Statistics of inputs X [tokens, in]."""
+    gram = x.double().T @ x.double()
+    return Statistics(x.shape[0], gram.diagonal().clone(), gram)
+
+
+def layer_of(weight: Tensor, x: Tensor, dtype: torch.dtype = torch.float32) -> Layer:
+    """A fresh layer of that weight whose inputs were X."""
+    rng = torch.Generator().manual_seed(0)
+    return Layer("model.layers.0.self_attn.q_proj", weight.float(), (), statistics_of(x), rng, dtype)
+
+
+def random_layer(
+    rows: int = 48, inputs: int = 128, tokens: int = 1024, seed: int = 0
+) -> tuple[Layer, Tensor]:
+    """A layer of random weights and its inputs X [tokens, in]."""
+    x = correlated_inputs(tokens, inputs, seed)
+    weight = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(seed + 1))
+    return layer_of(weight, x), x
+
+
+def after(layer: Layer, parts: tuple) -> Layer:
+    """The same layer with the parts that a stage made."""
+    return Layer(layer.name, layer.weight, parts, layer.statistics, layer.rng, layer.dtype)
+
+
+def output_error(x: Tensor, weight: Tensor, now: Tensor) -> float:
+    """||X (W - Ŵ)ᵀ||² computed on the inputs themselves, without any second moment."""
+    return float((x.double() @ (weight.double() - now.double()).T).square().sum())
