@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 
 BUSY_SECONDS = 30
 # Any number that no other program on the same server takes for its own advisory lock.
-_MIGRATION_LOCK = 7_312_009
+_STARTUP_LOCK = 7_312_009
 
 
 class Database:
@@ -35,6 +35,14 @@ class Database:
             connection = plain.execution_options(immediate=True)
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """A write that no other process does at the same time: what a start-up must do once."""
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _STARTUP_LOCK})
+            yield connection
 
     def close(self) -> None:
         """Give all connections back."""
@@ -88,8 +96,6 @@ def _upgrade(database: Database) -> None:
     with database.read() as connection:
         if MigrationContext.configure(connection).get_current_revision() == newest:
             return
-    with database.write() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+    with database.alone() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

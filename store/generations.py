@@ -14,7 +14,7 @@ from store.writes import bump, clean
 _ACTIVE = ("queued", "running")
 
 
-def create_generations(
+def create(
     database: Database,
     *,
     group_id: str,
@@ -48,41 +48,67 @@ def create_generations(
     return [str(row["id"]) for row in rows]
 
 
-def start_generation(database: Database, generation_id: str, worker: str) -> bool:
+def start(database: Database, generation_id: str, worker: str) -> bool:
     """Whether there is still something to generate."""
+    now = time.time()
     with database.write() as connection:
         started = connection.execute(
             update(Generation)
             .where(Generation.id == generation_id, Generation.status.in_(_ACTIVE))
-            .values(status="running", worker=worker, started=time.time())
+            .values(status="running", worker=worker, started=now, heartbeat=now)
         ).rowcount
         bump(connection)
         return started > 0
 
 
-def write_generation(database: Database, generation_id: str, text: str) -> bool:
+def write(database: Database, generation_id: str, text: str) -> bool:
     """Show the text so far; whether to stop."""
     with database.write() as connection:
         row = connection.execute(
             update(Generation)
             .where(Generation.id == generation_id, Generation.status == "running")
-            .values(text=clean(text))
+            .values(text=clean(text), heartbeat=time.time())
             .returning(Generation.cancel_requested)
         ).first()
         bump(connection)
         return row is None or row.cancel_requested
 
 
-def generation_should_stop(database: Database, generation_id: str) -> bool:
-    """Whether this answer is not wanted any more."""
-    with database.read() as connection:
+def should_stop(database: Database, generation_id: str) -> bool:
+    """Give a sign of life; whether this answer is not wanted any more."""
+    with database.write() as connection:
         row = connection.execute(
-            select(Generation.cancel_requested, Generation.status).where(Generation.id == generation_id)
+            update(Generation)
+            .where(Generation.id == generation_id, Generation.status == "running")
+            .values(heartbeat=time.time())
+            .returning(Generation.cancel_requested)
         ).first()
-    return row is None or row.cancel_requested or row.status != "running"
+    return row is None or row.cancel_requested
 
 
-def finish_generation(
+def claim_stale(database: Database, worker: str, stale_after: float) -> list[str]:
+    """The answers that a silent worker left, now this worker's to take over."""
+    now = time.time()
+    left = (Generation.status == "running") & (Generation.worker != worker)
+    with database.write() as connection:
+        return list(
+            connection.execute(
+                update(Generation)
+                .where(left, Generation.heartbeat < now - stale_after)
+                .values(worker=worker, heartbeat=now)
+                .returning(Generation.id)
+            ).scalars()
+        )
+
+
+def waiting(database: Database) -> list[str]:
+    """Answers that have not begun."""
+    with database.read() as connection:
+        query = select(Generation.id).where(Generation.status == "queued").order_by(Generation.created)
+        return list(connection.execute(query).scalars())
+
+
+def finish(
     database: Database,
     generation_id: str,
     status: str,
@@ -106,16 +132,16 @@ def finish_generation(
         bump(connection)
 
 
-def cancel_generations(database: Database, group_id: str) -> list[str]:
+def cancel(database: Database, group_id: str) -> list[str]:
     """Ask a group to stop; the ids of those that had not begun and are cancelled already."""
     with database.write() as connection:
-        waiting = connection.execute(
+        unbegun = connection.execute(
             update(Generation)
             .where(Generation.group_id == group_id, Generation.status == "queued")
             .values(status="cancelled", finished=time.time())
             .returning(Generation.id)
         ).scalars()
-        cancelled = list(waiting)
+        cancelled = list(unbegun)
         connection.execute(
             update(Generation)
             .where(Generation.group_id == group_id, Generation.status == "running")

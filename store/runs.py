@@ -244,14 +244,28 @@ def write_worker(
         bump(connection)
 
 
-def beat(database: Database, run_id: str, ticket: int) -> None:
-    """A run's sign of life while there is no progress to tell, as when a model is loaded."""
+def claim_stale(database: Database, worker: str, stale_after: float) -> list[tuple[str, int]]:
+    """(id, ticket) of the runs that a silent worker left, now this worker's alone to take over."""
+    now = time.time()
+    left = (Run.status == "running") & (Run.worker != worker)
     with database.write() as connection:
-        connection.execute(
+        rows = connection.execute(
             update(Run)
-            .where(Run.id == run_id, Run.ticket == ticket, Run.status == "running")
-            .values(heartbeat=time.time())
-        )
+            .where(left, Run.heartbeat < now - stale_after)
+            .values(worker=worker, heartbeat=now)
+            .returning(Run.id, Run.ticket)
+        ).all()
+        if rows:
+            bump(connection)
+    return [(row.id, row.ticket) for row in rows]
+
+
+def waiting(database: Database) -> list[tuple[str, int, int]]:
+    """(id, ticket, priority) of what is queued, in order."""
+    query = select(Run.id, Run.ticket, Run.priority).where(Run.status == "queued")
+    with database.read() as connection:
+        rows = connection.execute(query.order_by(Run.priority, Run.enqueued)).all()
+    return [(row.id, row.ticket, row.priority) for row in rows]
 
 
 def _locked(connection: Connection, run_id: str) -> Any:

@@ -166,6 +166,7 @@ class Generation(Table):
     started: Mapped[float | None]
     finished: Mapped[float | None]
     worker: Mapped[str | None] = mapped_column(Text)
+    heartbeat: Mapped[float | None]
     cancel_requested: Mapped[bool]
 
 
