@@ -15,14 +15,16 @@ class Family:
     linears     linears of one block in the order they are computed; those of one group share their input
     embeddings  input embedding (and learned positions), never compressed by default
     transposed  weights are stored [in, out], as GPT-2's Conv1D has them
+    stored_head what checkpoints call the head
     """
 
     name: str
     blocks: str
     linears: tuple[tuple[str, ...], ...]
     embeddings: tuple[str, ...]
-    head: str
+    head: str = "lm_head"
     transposed: bool = False
+    stored_head: str = "lm_head"
 
     def group_names(self, block: int) -> list[list[str]]:
         """Full names of the linears of one block, group by group."""
@@ -36,8 +38,9 @@ class Family:
     def prefixed(self, tensor: str) -> str:
         """A tensor's full name, also when the checkpoint was saved without the language model's prefix."""
         prefix = self.blocks.split(".", 1)[0] + "."
-        heads = (prefix, self.head + ".")
-        return tensor if tensor.startswith(heads) else prefix + tensor
+        if tensor.startswith(self.stored_head + "."):
+            return self.head + tensor.removeprefix(self.stored_head)
+        return tensor if tensor.startswith(prefix) else prefix + tensor
 
 
 _LLAMA = (
@@ -49,7 +52,7 @@ _LLAMA = (
 
 
 def _like_llama(name: str) -> Family:
-    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",), "lm_head")
+    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",))
 
 
 # By `model_type` of the configuration.
@@ -65,7 +68,6 @@ FAMILIES: dict[str, Family] = {
         "model.layers",
         (("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
         ("model.embed_tokens",),
-        "lm_head",
     ),
     "opt": Family(
         "OPT",
@@ -77,14 +79,12 @@ FAMILIES: dict[str, Family] = {
             ("fc2",),
         ),
         ("model.decoder.embed_tokens", "model.decoder.embed_positions"),
-        "lm_head",
     ),
     "gpt2": Family(
         "GPT-2",
         "transformer.h",
         (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
         ("transformer.wte", "transformer.wpe"),
-        "lm_head",
         transposed=True,
     ),
     "gpt_neox": Family(
@@ -97,7 +97,7 @@ FAMILIES: dict[str, Family] = {
             ("mlp.dense_4h_to_h",),
         ),
         ("gpt_neox.embed_in",),
-        "embed_out",
+        stored_head="embed_out",
     ),
 }
 

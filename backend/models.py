@@ -22,6 +22,8 @@ from backend.host import Host, check_local
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# Causal masks and rotary tables that old checkpoints carry; models make their own.
+_BUFFER = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|inv_freq$")
 _MAX_HEADER = 100_000_000
 
 
@@ -147,6 +149,8 @@ def facts(model: str, host: Host) -> ModelFacts:
     tied = config.get("tie_word_embeddings", config["model_type"] in ("gpt2", "opt", "gemma2", "gemma3_text"))
     block = re.compile(re.escape(family.blocks) + r"\.\d+\.(.+)\.weight")
     for stored_name, (shape, size) in stored.items():
+        if _BUFFER.search(stored_name):
+            continue
         name = family.prefixed(stored_name)
         if tied and name == f"{family.head}.weight":
             continue

@@ -226,7 +226,8 @@ class _Walk:
             layer = Layer(name, weight, parts, statistics, rng, stored.dtype)
             with self.report.timed(f"stage {number}, {stage.method}"):
                 parts = tuple(method.fn(layer, **params))
-            now = Layer(name, weight, parts, statistics, rng, stored.dtype).now
+            made = Layer(name, weight, parts, statistics, rng, stored.dtype)
+            now, kept = made.now, made.kept
             if not bool(torch.isfinite(now).all()):
                 raise RuntimeError(
                     f"stage {number}, {stage.method}: {name} came out with NaN or infinite values"
@@ -243,7 +244,7 @@ class _Walk:
                     "error": error,
                     "error_kind": seen,
                     "bits": bits / weight.numel(),
-                    "sparsity": float((now == 0).float().mean()),
+                    "sparsity": 0.0 if kept is None else 1 - float(kept.float().mean()),
                     "rank": sum(part.left.shape[1] for part in parts if isinstance(part, LowRank)),
                     "bytes": bits // 8,
                     "seconds": time.perf_counter() - start,

@@ -10,10 +10,6 @@ from torch import Tensor
 
 from backend.views import Statistics
 
-# With fewer tokens than this per input, directions that the text never showed would be left uncompensated.
-_TOKENS_PER_INPUT = 4
-_SCARCE_DAMPING = 0.01
-
 
 def truncated_error(error: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """B [out, rank], A [rank, in] of the plain truncated SVD of `error` [out, in]."""
@@ -31,9 +27,9 @@ def projected_error(error: Tensor, statistics: Statistics, rank: int) -> tuple[T
     """B [out, rank], A [rank, in] that leave the least output error of `error` [out, in] under C.
 
     out <= in: the leading eigenvectors of E C Eᵀ span the best output space, and no inverse of C is needed.
-    out > in: project E into the eigenspace of C, truncate there, project back. Directions that C does not
-    hold (below in * eps of float64 times the largest eigenvalue) are dropped; where the text has fewer than
-    four tokens per input, C is damped by 1% of its mean diagonal.
+    out > in: project E into the eigenspace of C, truncate there, project back. Eigenvalues that are round-off
+    (below in * eps of float64 times the largest) are raised to that bound, not dropped: directions that the
+    text never showed then get what the chosen output space holds of E, exactly as in the other form.
     """
     assert statistics.gram is not None
     error, gram = error.double(), statistics.gram.double()
@@ -45,19 +41,14 @@ def projected_error(error: Tensor, statistics: Statistics, rank: int) -> tuple[T
     vectors, roots = statistics.once("eigenspace", lambda: _eigenspace(statistics))
     projected = (error @ vectors) * roots
     right = _leading(projected.T @ projected, rank)
-    inverse = torch.where(roots > 0, 1 / roots.clamp(min=torch.finfo(roots.dtype).tiny), 0)
-    return _balanced(projected @ right, (right.T * inverse) @ vectors.T)
+    return _balanced(projected @ right, (right.T / roots) @ vectors.T)
 
 
 def _eigenspace(statistics: Statistics) -> tuple[Tensor, Tensor]:
     assert statistics.gram is not None
-    gram = statistics.gram.double().clone()
-    inputs = gram.shape[0]
-    if statistics.tokens < _TOKENS_PER_INPUT * inputs:
-        gram.diagonal().add_(_SCARCE_DAMPING * gram.diagonal().mean())
-    values, vectors = torch.linalg.eigh(gram)
-    values = torch.where(values > inputs * torch.finfo(values.dtype).eps * values[-1], values, 0)
-    return vectors, values.sqrt()
+    values, vectors = torch.linalg.eigh(statistics.gram.double())
+    smallest = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return vectors, values.clamp(min=float(smallest) or 1.0).sqrt()
 
 
 def _leading(symmetric: Tensor, rank: int) -> Tensor:

@@ -90,7 +90,7 @@ def test_act_order_visits_the_most_active_inputs_first():
 
 
 def test_much_damping_tends_to_rounding():
-    layer, x = random_layer(tokens=4000)
+    layer, _ = random_layer(tokens=4000)
     statistics = Statistics(4000, layer.statistics.squares, layer.statistics.gram)
     statistics.gram = statistics.gram + 1e9 * statistics.gram.diagonal().mean() * torch.eye(
         128, dtype=torch.float64

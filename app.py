@@ -1,0 +1,116 @@
+"""Paretoscope: `python app.py` serves the page and starts a worker; `python app.py --help` lists the rest."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backend import headless
+from backend.errors import UserError
+from backend.host import Host
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 1 with one sentence on stderr when it did not."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        return int(options.run(options, Host.from_environment()) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python app.py", description=__doc__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(run=_serve, worker=True)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    serve = command("serve", _serve, "serve the page and start a worker (the default)")
+    serve.add_argument("--no-worker", dest="worker", action="store_false", help="serve the page alone")
+    run = command("run", _run, "run one recipe here and now; one JSON object per measurement on stdout")
+    run.add_argument("recipe", help="a JSON file, or - for standard input")
+    sweep = command("sweep", _sweep, "run every recipe of a sweep, or queue them")
+    sweep.add_argument("sweep", help="a JSON file, or - for standard input")
+    sweep.add_argument("--queue", action="store_true", help="only queue them for the worker")
+    command("worker", _worker, "work off the queue until stopped")
+    export = command("export", _export, "write a run's model to a folder")
+    export.add_argument("run_id", help="a run of the queue, or the path of an artifact")
+    export.add_argument("--format", required=True, help="safetensors or transformers")
+    export.add_argument("--to", required=True, type=Path, help="the folder to make")
+    command("methods", _methods, "list the methods, one JSON object a line")
+    bench = command("bench", _bench, "measure speed and memory beside their alternatives")
+    bench.add_argument("which", nargs="*", help="names of benches; none: list them")
+    return parser
+
+
+def _serve(options: argparse.Namespace, host: Host) -> None:
+    from ui.app import build, launch  # noqa: PLC0415 - gradio takes seconds that no other command needs
+
+    worker = None
+    if options.worker:
+        worker = subprocess.Popen([sys.executable, __file__, "worker"], start_new_session=True)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        demo = build(host)
+        launch(demo, host)
+        stopped.wait()
+        demo.close()
+    finally:
+        if worker is not None:
+            worker.terminate()
+            try:
+                worker.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+
+
+def _run(options: argparse.Namespace, host: Host) -> None:
+    headless.run(headless.read(options.recipe), host)
+
+
+def _sweep(options: argparse.Namespace, host: Host) -> int:
+    if options.queue:
+        from backend.jobs import Jobs  # noqa: PLC0415 - the queue engine takes a second that `run` does not need
+
+        for submitted in Jobs(host).submit_sweep(headless.read(options.sweep), source="cli"):
+            print(json.dumps({"run": submitted.run_id, "created": submitted.created}))
+        return 0
+    return headless.sweep(headless.read(options.sweep), host)
+
+
+def _worker(options: argparse.Namespace, host: Host) -> None:
+    from backend.jobs import work  # noqa: PLC0415 - as above
+
+    work(host)
+
+
+def _export(options: argparse.Namespace, host: Host) -> None:
+    headless.export(options.run_id, options.format, options.to, host)
+
+
+def _methods(options: argparse.Namespace, host: Host) -> None:
+    headless.methods()
+
+
+def _bench(options: argparse.Namespace, host: Host) -> int:
+    return headless.bench(options.which, host)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""What a run will weigh and take, from the headers of the model and from the runs before it."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from backend.errors import UserError
+from backend.host import Host
+from backend.models import ModelFacts, facts
+from backend.parameters import GROUPED_ROW
+from backend.recipe import Recipe, Stage, check_layers, parse_recipe
+from backend.registry import discover
+from backend.text import check_text
+
+_SCALE_BITS = 16
+# Python with torch and transformers, before any model is open.
+_RUNTIME_BYTES = 700_000_000
+# Seconds per unit of work on an ordinary core, until runs on this machine say better; units as in `_units`.
+_FIRST_RATES = {
+    "pass": 2.5e-11,
+    "gram": 1.2e-11,
+    "solve": 4e-12,
+    "plain": 2e-8,
+    "score": 1.6e-11,
+    "fixed": 5.0,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes are counted exactly as the artifact will store them; seconds and peak memory are predictions.
+
+    seconds_error   median relative error of such predictions for the past runs on this machine, or None
+    """
+
+    packed_bytes: int
+    linears_bytes: int
+    embeddings_bytes: int
+    rest_bytes: int
+    dense_bytes: int
+    seconds: float
+    seconds_error: float | None
+    peak_bytes: int
+    formula: str
+
+
+def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) -> Estimate:
+    """Sizes, time and peak memory of a run; UserError when the run cannot work, with the reason.
+
+    `history` holds one row per past run and phase: id, model, recipe (JSON), phase, seconds.
+    """
+    layout = facts(recipe.model, host)
+    check_layers(recipe, layout.layers, layout.positions)
+    check_text(recipe.evaluation.text, host)
+    if _reads_text(recipe):
+        check_text(recipe.calibration.text, host)
+    linears = embeddings = rest = dense = 0
+    value_bits = 16
+    for name, (shape, size) in layout.tensors.items():
+        dense += size
+        owner = name.removesuffix(".weight")
+        if owner in layout.layers:
+            count = shape[0] * shape[1]
+            value_bits = 8 * size // count
+            linears += _linear_bytes(recipe, owner, layout.layers[owner], value_bits)
+        elif owner.startswith((*layout.family.embeddings, layout.family.head)):
+            embeddings += size
+        else:
+            rest += size
+    rates, error = _learned(history, host)
+    seconds = sum(rates[unit] * amount for _, unit, amount in _units(recipe, layout))
+    return Estimate(
+        linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
+        _peak(recipe, layout, dense, linears),
+        _formula(recipe, value_bits),
+    )  # fmt: skip
+
+
+def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits: int) -> int:
+    rows, inputs = shape
+    count = kept = rows * inputs
+    pruned = quantized = False
+    grid = factors = 0
+    for stage in recipe.stages:
+        if not stage.covers(name):
+            continue
+        params = stage.params
+        if "sparsity" in params:
+            pruned = True
+            kept = min(kept, count // 2 if params["pattern"] != "free" else _kept(stage, rows, inputs))
+        if "bits" in params:
+            quantized = True
+            groups = rows * (1 if params["group_size"] == GROUPED_ROW else inputs // params["group_size"])
+            zeros = 0 if params.get("symmetric") else _bytes(groups * params["bits"])
+            grid = _bytes(kept * params["bits"]) + groups * _SCALE_BITS // 8 + zeros
+        if "rank" in params:
+            factors += min(params["rank"], rows, inputs) * (rows + inputs) * value_bits // 8
+    mask = _bytes(count) if pruned else 0
+    return (grid if quantized else kept * value_bits // 8) + mask + factors
+
+
+def _kept(stage: Stage, rows: int, inputs: int) -> int:
+    # Wanda counts per row, magnitude per matrix (or row), SparseGPT per block of 128 columns.
+    share = stage.params["sparsity"]
+    if stage.method == "prune.sparsegpt":
+        blocks = [min(128, inputs - start) * rows for start in range(0, inputs, 128)]
+        return sum(block - int(block * share) for block in blocks)
+    if stage.method == "prune.wanda" or stage.params.get("scope") == "row":
+        return rows * (inputs - int(inputs * share))
+    return rows * inputs - int(rows * inputs * share)
+
+
+def _bytes(bits: int) -> int:
+    return (bits + 7) // 8
+
+
+def _reads_text(recipe: Recipe) -> bool:
+    return any(discover().methods[stage.method].needs != "nothing" for stage in recipe.stages)
+
+
+def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
+    """(phase, unit, amount): how much of which work a run does; seconds are rate[unit] * amount."""
+    methods = discover().methods
+    tokens = recipe.calibration.samples * recipe.calibration.length
+    weights = sum(rows * inputs for rows, inputs in layout.layers.values())
+    needs = {methods[stage.method].needs for stage in recipe.stages}
+    work: list[tuple[str, str, float]] = [("load", "fixed", 1.0)]
+    if needs & {"norms", "gram"}:
+        work += [("outputs", "pass", tokens * weights), ("statistics", "pass", tokens * weights)]
+    if "gram" in needs:
+        squares = sum(max(shape) * min(shape) for shape in layout.layers.values())
+        work.append(("statistics", "gram", tokens * squares))
+    for number, stage in enumerate(recipe.stages, start=1):
+        covered = [shape for name, shape in layout.layers.items() if stage.covers(name)]
+        phase = f"stage {number}, {stage.method}"
+        if methods[stage.method].needs == "gram":
+            work.append((phase, "solve", float(sum(rows * inputs * inputs for rows, inputs in covered))))
+        else:
+            work.append((phase, "plain", float(sum(rows * inputs for rows, inputs in covered))))
+    scored = recipe.evaluation.windows * recipe.evaluation.length * layout.parameters
+    work.append(("perplexity", "score", scored * (2.2 if "divergence" in recipe.evaluation.metrics else 1.0)))
+    work.append(("rest", "fixed", 6.0))
+    return work
+
+
+def _learned(history: pd.DataFrame | None, host: Host) -> tuple[Mapping[str, float], float | None]:
+    rates: dict[str, float] = dict(_FIRST_RATES)
+    if history is None or history.empty:
+        return rates, None
+    seen: dict[str, list[float]] = defaultdict(list)
+    runs: list[tuple[list[tuple[str, str, float]], float]] = []
+    layouts: dict[str, ModelFacts] = {}
+    for _, phases in history.groupby("id"):
+        try:
+            recipe = parse_recipe(str(phases["recipe"].iloc[0]))
+            layout = layouts.setdefault(recipe.model, facts(recipe.model, host))
+            units = _units(recipe, layout)
+        except (UserError, KeyError):
+            # A model that has gone, or a recipe of another version: it teaches nothing.
+            continue
+        taken = {
+            str(phase): float(value) for phase, value in zip(phases["phase"], phases["seconds"], strict=True)
+        }
+        runs.append((units, sum(taken.values())))
+        for phase, unit, amount in units:
+            alone = [other for other in units if other[0] == phase]
+            if phase in taken and len(alone) == 1 and unit != "fixed" and amount > 0:
+                seen[unit].append(taken[phase] / amount)
+    rates.update({unit: statistics.median(values) for unit, values in seen.items()})
+    fixed = [total - sum(rates[u] * a for _, u, a in units if u != "fixed") for units, total in runs]
+    if fixed:
+        rates["fixed"] = max(0.5, statistics.median(fixed) / 7)
+    errors = [
+        abs(sum(rates[unit] * amount for _, unit, amount in units) / total - 1)
+        for units, total in runs
+        if total > 0
+    ]
+    return rates, statistics.median(errors) if len(errors) >= 3 else None
+
+
+def _peak(recipe: Recipe, layout: ModelFacts, dense: int, linears: int) -> int:
+    hidden = int(layout.config.get("hidden_size") or layout.config.get("n_embd") or 1024)
+    states = recipe.calibration.samples * recipe.calibration.length * hidden * 2 if _reads_text(recipe) else 0
+    widest = max(max(shape) for shape in layout.layers.values())
+    # One block's second moments and the solver's copies, in float64.
+    solver = 6 * 8 * widest**2
+    scores = 64 * int(layout.config.get("vocab_size", 50_000)) * 4 * 8
+    return _RUNTIME_BYTES + dense + linears + max(states * 2 + solver, scores)
+
+
+def _formula(recipe: Recipe, value_bits: int) -> str:
+    terms: list[str] = []
+    words: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("sparsity", lambda p: f"1 bit mask + {value_bits} bits per kept weight"),
+        (
+            "bits",
+            lambda p: (
+                f"{p['bits']} bits + ({_SCALE_BITS}{'' if p.get('symmetric') else ' + ' + str(p['bits'])})"
+                f"/{'inputs' if p['group_size'] == GROUPED_ROW else p['group_size']} per weight"
+            ),
+        ),
+        ("rank", lambda p: f"{value_bits} bits x {p['rank']} x (out + in) per linear"),
+    ]
+    for stage in recipe.stages:
+        terms += [word(stage.params) for name, word in words if name in stage.params]
+    if len(terms) > 1 and "kept" in terms[0] and any("per weight" in term for term in terms[1:]):
+        terms[0] = "1 bit mask, codes of kept weights only"
+    body = "; ".join(terms) or f"{value_bits} bits per weight"
+    return f"linears: {body}. Embeddings, norms and biases stay as they are. 1 MB = 10^6 bytes."

@@ -1,0 +1,51 @@
+"""A plain transformers folder of the dequantized weights: loads everywhere, saves no memory.
+
+Every compressed linear becomes its dense sum in the model's type. Low-rank factors are merged, which rounds
+once more; without them the weights are bit for bit those that were evaluated. The folder is opened again before
+the export counts as done.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from backend.artifacts import compressed_modules, load_tokenizer, open_artifact, read_metadata, replace_module
+from backend.host import Host
+from backend.parts import combined
+
+# Merged factors are rounded to the model's type; more than this share of the logits' range is another model.
+_TOLERANCE = 0.1
+
+
+def export(artifact: Path, folder: Path, host: Host) -> None:
+    """Write and reopen the folder; RuntimeError when the reopened model answers otherwise."""
+    metadata = read_metadata(artifact)
+    tokenizer = load_tokenizer(metadata["model"], host)
+    opened = open_artifact(artifact, host)
+    model = opened.model
+    probe = torch.arange(16, device=opened.device)[None] % model.config.vocab_size
+    with torch.inference_mode():
+        before = model(probe).logits.float()
+    for name, module in compressed_modules(model).items():
+        dense = combined(module.parts).to(module.dtype)
+        replace_module(model, name, _plain(dense, module.bias, opened.family.transposed))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del model, opened
+    again: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    with torch.inference_mode():
+        after = again.to(probe.device)(probe).logits.float()
+    if not bool((before - after).abs().max() <= _TOLERANCE * before.abs().max()):
+        raise RuntimeError(f"the model in {folder} does not answer as the artifact does")
+
+
+def _plain(weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> nn.Module:
+    # Only the names of its tensors matter from here on: saving stores them, loading builds the real module.
+    module = nn.Module()
+    module.weight = nn.Parameter(weight.T.contiguous() if transposed else weight, requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias, requires_grad=False)
+    return module
