@@ -107,7 +107,7 @@ def fill(database: Database, number: int, seed: int = 0) -> None:
         runs.append_log(database, run_id, [f"{SOURCE} line {line}" for line in range(5)])
         if index >= number - 20:
             continue
-        runs.finish_run(database, run_id, ticket, "failed" if index % 50 == 49 else "done")
+        runs.finish_run(database, run_id, ticket, SOURCE, "failed" if index % 50 == 49 else "done")
 
 
 def _measurement(metric: str, value: float, protocol: dict[str, object]) -> dict[str, object]:

@@ -101,6 +101,13 @@ def claim_stale(database: Database, worker: str, stale_after: float) -> list[str
         )
 
 
+def one(database: Database, generation_id: str) -> dict[str, Any]:
+    """All columns of one answer."""
+    query = select(*Generation.__table__.columns).where(Generation.id == generation_id)
+    with database.read() as connection:
+        return dict(connection.execute(query).mappings().one())
+
+
 def waiting(database: Database) -> list[str]:
     """Answers that have not begun."""
     with database.read() as connection:

@@ -1,4 +1,4 @@
-"""Read-only queries for pages, the command line and the estimator, mostly as DataFrames."""
+"""Read-only queries for pages, the command line and the estimator, mostly as DataFrames (missing is NaN)."""
 
 import json
 import time
@@ -170,7 +170,7 @@ def generations(database: Database, group_id: str) -> pd.DataFrame:
     """The answers of a group in their order; `tokens` is a list of [id, piece], empty until the end."""
     query = select(*Generation.__table__.columns).where(Generation.group_id == group_id)
     frame = _frame(database, query.order_by(Generation.position))
-    frame["tokens"] = [json.loads(tokens or "[]") for tokens in frame["tokens"]]
+    frame["tokens"] = [[] if pd.isna(tokens) else json.loads(tokens) for tokens in frame["tokens"]]
     frame["settings"] = [json.loads(settings) for settings in frame["settings"]]
     return frame
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from store.database import Database
@@ -123,43 +123,42 @@ def start_run(database: Database, run_id: str, ticket: int, worker: str) -> bool
         return True
 
 
-def report_progress(database: Database, run_id: str, ticket: int, **columns: Any) -> bool:
+def report_progress(database: Database, run_id: str, ticket: int, worker: str, **columns: Any) -> bool:
     """Write progress columns and a heartbeat; whether the work should stop."""
     with database.write() as connection:
-        changed = connection.execute(
+        row = connection.execute(
             update(Run)
-            .where(Run.id == run_id, Run.ticket == ticket, Run.status == "running")
+            .where(_ours(run_id, ticket, worker))
             .values(heartbeat=time.time(), **columns)
             .returning(Run.cancel_requested)
         ).first()
         bump(connection)
-        return changed is None or changed.cancel_requested
+        return row is None or row.cancel_requested
 
 
-def should_stop(database: Database, run_id: str, ticket: int) -> bool:
-    """Whether this ticket's work should stop."""
+def should_stop(database: Database, run_id: str, ticket: int, worker: str) -> bool:
+    """Whether the work should stop: somebody asked, or another worker took it over."""
     with database.read() as connection:
-        row = connection.execute(
-            select(Run.cancel_requested, Run.ticket, Run.status).where(Run.id == run_id)
-        ).first()
-    return row is None or row.ticket != ticket or row.status != "running" or row.cancel_requested
+        row = connection.execute(select(Run.cancel_requested).where(_ours(run_id, ticket, worker))).first()
+    return row is None or row.cancel_requested
 
 
 def finish_run(
     database: Database,
     run_id: str,
     ticket: int,
+    worker: str,
     status: str,
     *,
     error: str | None = None,
     error_kind: str | None = None,
     suggestion: str | None = None,
 ) -> bool:
-    """Close the run; False if this ticket has nothing to close any more."""
+    """Close the run; False if it is not this worker's any more."""
     with database.write() as connection:
         closed = connection.execute(
             update(Run)
-            .where(Run.id == run_id, Run.ticket == ticket, Run.status.in_(_ACTIVE))
+            .where(_ours(run_id, ticket, worker))
             .values(
                 status=status,
                 error=clean(error),
@@ -168,6 +167,7 @@ def finish_run(
                 finished=time.time(),
                 cancel_requested=False,
                 eta_seconds=None,
+                **({"fraction": 1.0} if status == "done" else {}),
             )
         ).rowcount
         bump(connection, point=run_id)
@@ -266,6 +266,11 @@ def waiting(database: Database) -> list[tuple[str, int, int]]:
     with database.read() as connection:
         rows = connection.execute(query.order_by(Run.priority, Run.enqueued)).all()
     return [(row.id, row.ticket, row.priority) for row in rows]
+
+
+def _ours(run_id: str, ticket: int, worker: str) -> ColumnElement[bool]:
+    mine = (Run.id == run_id) & (Run.ticket == ticket) & (Run.worker == worker)
+    return mine & (Run.status == "running")
 
 
 def _locked(connection: Connection, run_id: str) -> Any:

@@ -15,27 +15,28 @@ from backend.progress import Progress, Update
 def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:
     """Do what the recipe's model name says, and note the call."""
     _note(home, "compress", digest)
-    _behave(json.loads(recipe_json)["model"], "compress", home, progress)
+    _behave(json.loads(recipe_json)["model"], "compress", Path(home) / f"go-{digest[:12]}", progress)
     artifact = Path(home) / "artifacts" / f"{digest}.safetensors"
     artifact.parent.mkdir(exist_ok=True)
     artifact.write_bytes(b"packed")
     layers = [
         {"layer": "model.layers.0.q_proj", "block": 0, "projection": "q_proj", "stage": 1, "error": 0.1}
     ]
-    return {"artifact": str(artifact), "layers": layers, "seconds": {"load": 0.1}, "peak_bytes": 1000}
+    seconds = {"load": 0.1, "compress": 2.0}
+    return {"artifact": str(artifact), "layers": layers, "seconds": seconds, "peak_bytes": 1000}
 
 
 def measure(recipe_json: str, digest: str, metric: str, home: str, progress: Progress) -> dict[str, Any]:
     """One made-up number."""
     _note(home, metric, digest)
-    _behave(json.loads(recipe_json)["model"], metric, home, progress)
+    _behave(json.loads(recipe_json)["model"], metric, Path(home) / f"go-{digest[:12]}", progress)
     stamp = {"text": "t", "digest": "d", "window": 8}
     row = {"metric": metric, "text": "t", "value": 2.0, "stderr": None, "n": 3, "unit": "", "seconds": 0.1}
     series = {"name": f"{metric}.windows", "protocol": stamp, "values": [1.0, 2.0, 3.0]}
     return {
         "measurements": [{**row, "lower_is_better": True, "protocol": stamp}],
         "series": [series],
-        "broken": "collapse" if metric == "sanity" and "broken" in recipe_json else None,
+        "broken": "collapse" if metric == "sanity" and "/broken" in recipe_json else None,
     }
 
 
@@ -63,10 +64,10 @@ def _note(home: str, step: str, digest: str) -> None:
         calls.write(f"{step} {digest[:12]} {os.getpid()}\n")
 
 
-def _behave(model: str, step: str, home: str, progress: Progress) -> None:
+def _behave(model: str, step: str, go: Path, progress: Progress) -> None:
     name = Path(model).name
     if name == f"slow-{step}":
-        while not (Path(home) / "go").exists():
+        while not go.exists():
             progress(Update(step, 1, 4, "waiting"))
             time.sleep(0.02)
     if name == "deaf-compress" and step == "compress":

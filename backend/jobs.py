@@ -1,0 +1,590 @@
+"""Runs and generations from asked for to done: pages enqueue, a worker process works; nothing is done twice.
+
+A run is a durable workflow of the queue engine, named by the run's id and its ticket. The store says what a
+run is and how far; the engine says who works on what, and which steps are finished. A ticket that is not the
+run's current one is turned away, so an old workflow never touches a run that was cancelled, retried or moved.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import psutil
+from dbos import DBOS, DBOSClient, EnqueueOptions, error, run_dbos_database_migrations
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
+
+from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted
+from backend.errors import UserError
+from backend.generate import Sampling
+from backend.host import Host
+from backend.models import facts
+from backend.recipe import Recipe, check_layers, sentence_of
+from backend.text import check_text
+from store import files, generations, measurements, results, runs
+from store.database import Database, open_database
+
+# The artifact's format, not the code's hash: a new release goes on with what an old one began.
+APPLICATION_VERSION = "paretoscope-1"
+COMPUTE, INTERACTIVE = "compute", "interactive"
+ALWAYS_MEASURED = ("size", "sanity")
+LONGEST_PROMPT = 20_000
+MOST_ANSWERS = 8
+_PROGRESS_SECONDS, _LOOK_SECONDS, _BEAT_SECONDS, _TEXT_SECONDS = 1.0, 0.4, 2.0, 0.2
+# What share of a run a step is, roughly; only the progress bar knows it.
+_WEIGHTS = {"compress": 2.0, "perplexity": 1.0, "divergence": 1.0}
+_COUNTED_STAGES = ("compress", "evaluate")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """`created` is false when the same recipe was asked for before and is queued, running or done."""
+
+    run_id: str
+    created: bool
+
+
+class Jobs:
+    """What pages and the command line ask for. Enqueues and cancels only; the work is the worker's."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        host.home.mkdir(parents=True, exist_ok=True)
+        self.database = open_database(host.database_url, host.journal)
+
+    @cached_property
+    def _client(self) -> DBOSClient:
+        _prepare_queue(self.host, self.database)
+        return DBOSClient(system_database_url=self.host.queue_url)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if "_client" in self.__dict__:
+            self._client.destroy()
+        self.database.close()
+
+    def submit(
+        self,
+        recipe: Recipe,
+        *,
+        user: str = "anonymous",
+        priority: int = 10,
+        source: str = "page",
+        sweep_id: str | None = None,
+    ) -> Submitted:
+        """Queue a recipe after checking it against its model and texts; UserError in one sentence."""
+        digest = self._check(recipe)
+        try:
+            run_id, ticket, created = runs.create_run(
+                self.database,
+                digest=digest,
+                name=recipe.chain(),
+                recipe=recipe.to_json(),
+                model=recipe.model,
+                chain=recipe.chain(),
+                user=user,
+                priority=priority,
+                source=source,
+                sweep_id=sweep_id,
+                quota=self.host.quota,
+            )
+        except runs.QuotaReached as reached:
+            raise UserError(f"{reached}; wait for one to finish or cancel one") from None
+        if created:
+            self._enqueue(run_id, ticket, priority)
+        return Submitted(run_id, created)
+
+    def submit_sweep(
+        self, recipes: Sequence[Recipe], *, user: str = "anonymous", priority: int = 20, source: str = "sweep"
+    ) -> tuple[str, list[Submitted]]:
+        """(sweep id, what became of each): all recipes are checked before the first is queued."""
+        if not recipes:
+            raise UserError("the sweep holds no recipe")
+        for recipe in recipes:
+            self._check(recipe)
+        sweep_id = uuid.uuid4().hex[:12]
+        shared = {"user": user, "source": source, "sweep_id": sweep_id}
+        return sweep_id, [self.submit(recipe, priority=priority, **shared) for recipe in recipes]
+
+    def cancel(self, run_id: str, user: str | None = None) -> str:
+        """The status after asking: a queued run is cancelled at once, a running one within two seconds."""
+        row = self._own(run_id, user)
+        status = runs.request_cancel(self.database, run_id, self.host.stale_after)
+        if row["status"] == "queued" and status == "cancelled":
+            self._drop(run_id, row["ticket"])
+        return status or row["status"]
+
+    def cancel_mine(self, user: str) -> int:
+        """Cancel all that this user has queued or running; how many that were."""
+        mine = results.runs(self.database, statuses=("queued", "running"))
+        ids = [str(run_id) for run_id in mine.loc[mine["user"] == user, "id"]]
+        for run_id in ids:
+            self.cancel(run_id)
+        return len(ids)
+
+    def retry(self, run_id: str, user: str | None = None) -> bool:
+        """Queue a failed or cancelled run again; finished blocks and a finished artifact are taken up."""
+        row = self._own(run_id, user)
+        ticket = runs.retry_run(self.database, run_id)
+        if ticket is not None:
+            self._enqueue(run_id, ticket, row["priority"])
+        return ticket is not None
+
+    def set_priority(self, run_id: str, priority: int, user: str | None = None) -> bool:
+        """Move a queued run: lower runs first."""
+        if not 1 <= priority <= 1000:
+            raise UserError(f"priority {priority} is not allowed; take 1 (first) to 1000 (last)")
+        row = self._own(run_id, user)
+        ticket = runs.set_priority(self.database, run_id, priority)
+        if ticket is not None:
+            self._drop(run_id, row["ticket"])
+            self._enqueue(run_id, ticket, priority)
+        return ticket is not None
+
+    def remove(self, run_id: str, user: str | None = None) -> None:
+        """Take a run, its numbers and its artifact away for good."""
+        row = self._own(run_id, user)
+        if not runs.remove_run(self.database, run_id):
+            raise UserError(f"run {run_id} is running; cancel it before removing it")
+        if row["status"] == "queued":
+            self._drop(run_id, row["ticket"])
+        files.remove(self.host.artifacts, row["digest"])
+        shutil.rmtree(self.host.runs / row["digest"], ignore_errors=True)
+
+    def generate(
+        self,
+        model: str,
+        run_ids: Sequence[str | None] | None,
+        prompt: str,
+        settings: dict[str, Any],
+        user: str = "anonymous",
+    ) -> str:
+        """The id of a new group of answers, one for each run; None is the dense model."""
+        wanted: list[str | None] = [None] if run_ids is None else list(run_ids)
+        if not 1 <= len(wanted) <= MOST_ANSWERS:
+            raise UserError(f"{len(wanted)} answers are asked for; take 1 to {MOST_ANSWERS}")
+        if not prompt.strip() or len(prompt) > LONGEST_PROMPT:
+            raise UserError(f"the prompt has {len(prompt)} characters; write 1 to {LONGEST_PROMPT}")
+        try:
+            Sampling.model_validate(settings)
+        except ValidationError as problem:
+            raise UserError(sentence_of(problem, "settings", Sampling)) from None
+        for run_id in wanted:
+            if run_id is not None and not self._own(run_id, None)["artifact"]:
+                raise UserError(f"run {run_id} has no artifact yet; wait until it is compressed")
+        group_id = uuid.uuid4().hex[:16]
+        answers = generations.create(
+            self.database,
+            group_id=group_id,
+            model=model,
+            run_ids=wanted,
+            prompt=prompt,
+            settings=settings,
+            user=user,
+        )
+        for generation_id in answers:
+            _enqueue_generation(self._client, generation_id)
+        return group_id
+
+    def cancel_generation(self, group_id: str) -> None:
+        """Stop a group: what has been written so far stays."""
+        for generation_id in generations.cancel(self.database, group_id):
+            self._client.cancel_workflow(generation_id)
+
+    def _check(self, recipe: Recipe) -> str:
+        model = facts(recipe.model, self.host)
+        check_layers(recipe, model.layers, model.positions)
+        check_text(recipe.calibration.text, self.host)
+        check_text(recipe.evaluation.text, self.host)
+        return recipe.digest(model.fingerprint)
+
+    def _own(self, run_id: str, user: str | None) -> dict[str, Any]:
+        """The run's row. Without a log-in everybody may do everything; no user is the operator."""
+        row = results.run(self.database, run_id)
+        if row is None:
+            raise UserError(f"there is no run {run_id[:40]!r}")
+        if self.host.auth and user is not None and user != row["user"]:
+            raise UserError(f"run {run_id} belongs to {row['user']}, only they may change it")
+        return row
+
+    def _enqueue(self, run_id: str, ticket: int, priority: int) -> None:
+        _enqueue_run(self._client, run_id, ticket, priority)
+
+    def _drop(self, run_id: str, ticket: int) -> None:
+        """Tidy the engine's queue; the store's ticket already decides."""
+        with suppress(error.DBOSNonExistentWorkflowError):
+            self._client.cancel_workflow(_workflow_id(run_id, ticket))
+
+
+def work(host: Host, target: str = "backend.steps") -> None:
+    """The worker's main: work until SIGINT or SIGTERM, then stop; what runs is resumed next time."""
+    Worker(host, target).run()
+
+
+class Worker:
+    """One process that works: one child for runs, one for generations."""
+
+    def __init__(self, host: Host, target: str = "backend.steps") -> None:
+        host.home.mkdir(parents=True, exist_ok=True)
+        self.host = host
+        self.name = host.executor_id
+        self.database = open_database(host.database_url, host.journal)
+        self._refuse_twin()
+        self._lines: deque[str] = deque(maxlen=500)
+        self._compute = Compute(target, self._lines.append)
+        self._answers = Compute(target, lambda line: print(line, file=sys.stderr, flush=True))
+        self._busy = 0
+        self._stopping = threading.Event()
+        self._started = time.time()
+
+    def run(self) -> None:
+        """Serve both queues until a signal comes."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stopping.set())
+        _prepare_queue(self.host, self.database)
+        DBOS(
+            config={
+                "name": "paretoscope",
+                "system_database_url": self.host.queue_url,
+                "application_version": APPLICATION_VERSION,
+                "executor_id": self.name,
+                "console_log_level": "WARNING",
+            }
+        )
+        self._register()
+        self._beat("idle")
+        DBOS.launch()
+        DBOS.register_queue(
+            COMPUTE, worker_concurrency=1, polling_interval_sec=0.3, on_conflict="always_update"
+        )
+        DBOS.register_queue(
+            INTERACTIVE, worker_concurrency=1, polling_interval_sec=0.2, on_conflict="always_update"
+        )
+        self._compute.warm()
+        try:
+            self._watch()
+        finally:
+            self._stop()
+
+    def _register(self) -> None:
+        """The engine marks the functions it is given, which methods do not allow."""
+
+        @DBOS.step(name="compress")
+        def compress(run_id: str) -> None:
+            self._compress_step(run_id)
+
+        @DBOS.step(name="measure")
+        def measure(run_id: str, number: int, metric: str) -> None:
+            self._measure_step(run_id, number, metric)
+
+        # No limit: a run whose worker is killed again and again is still wanted, and its steps get finished.
+        @DBOS.workflow(name="run", max_recovery_attempts=None)
+        def run(run_id: str, ticket: int) -> None:
+            self._work(run_id, ticket)
+
+        @DBOS.workflow(name="generate")
+        def generate(generation_id: str) -> None:
+            self._answer(generation_id)
+
+        self._compress, self._measure = compress, measure
+
+    def _watch(self) -> None:
+        """Signs of life, and what other workers left behind."""
+        client = DBOSClient(system_database_url=self.host.queue_url)
+        looked = 0.0
+        while not self._stopping.wait(_BEAT_SECONDS if looked else 0.0):
+            # A database that is busy or full for a while is no reason to die: the next round tries again.
+            with suppress(OperationalError):
+                self._beat("busy" if self._busy else "idle")
+                if time.time() - looked > self.host.stale_after / 3:
+                    looked = time.time()
+                    self._take_over(client)
+        client.destroy()
+
+    def _take_over(self, client: DBOSClient) -> None:
+        for run_id, ticket in runs.claim_stale(self.database, self.name, self.host.stale_after):
+            client.resume_workflow(_workflow_id(run_id, ticket), queue_name=COMPUTE)
+        for generation_id in generations.claim_stale(self.database, self.name, self.host.stale_after):
+            client.resume_workflow(generation_id, queue_name=INTERACTIVE)
+        # Somebody was killed between store and queue, and the two disagree: a new ticket is always safe.
+        for run_id, _, priority in runs.waiting(self.database)[:1]:
+            row = results.run(self.database, run_id)
+            if not self._busy and row is not None and time.time() - row["enqueued"] > self.host.stale_after:
+                fresh = runs.set_priority(self.database, run_id, priority)
+                if fresh is not None:
+                    _enqueue_run(client, run_id, fresh, priority)
+        for generation_id in generations.waiting(self.database):
+            _enqueue_generation(client, generation_id)
+
+    def _stop(self) -> None:
+        self._compute.close()
+        self._answers.close()
+        DBOS.destroy(workflow_completion_timeout_sec=0)
+        with suppress(OperationalError):
+            self._beat("stopped")
+        self.database.close()
+
+    def _beat(self, state: str) -> None:
+        memory = psutil.Process().memory_info().rss
+        memory += sum(compute.memory_bytes() or 0 for compute in (self._compute, self._answers))
+        runs.write_worker(
+            self.database,
+            self.name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            device=self.host.device,
+            state=state,
+            started=self._started,
+            memory_bytes=memory,
+        )
+
+    def _refuse_twin(self) -> None:
+        """Two workers of one name would each take up what the other is doing."""
+        known = results.workers(self.database, self.host.stale_after)
+        for twin in known[known["alive"] & (known["id"] == self.name)].to_dict("records"):
+            here = twin["host"] == socket.gethostname()
+            if twin["pid"] != os.getpid() and (not here or psutil.pid_exists(twin["pid"])):
+                raise UserError(
+                    f"a worker named {self.name!r} is alive on {twin['host']} (process {twin['pid']}); "
+                    "stop it, or give this one another name in PARETOSCOPE_WORKER"
+                )
+
+    def _work(self, run_id: str, ticket: int) -> None:
+        if not runs.start_run(self.database, run_id, ticket, self.name):
+            return
+        self._busy += 1
+        self._lines.clear()
+        try:
+            status, told = self._outcome(run_id, ticket)
+            self._finish(run_id, ticket, status, told)
+        except Interrupted:
+            with suppress(OperationalError):
+                detail = "the worker stopped; the run goes on when it starts again"
+                runs.report_progress(self.database, run_id, ticket, self.name, stage="paused", detail=detail)
+            raise
+        finally:
+            self._busy -= 1
+
+    def _outcome(self, run_id: str, ticket: int) -> tuple[str, dict[str, str]]:
+        try:
+            steps = _steps(self._row(run_id)["recipe"])
+            self._compress(run_id)
+            for number, metric in enumerate(steps[1:], start=1):
+                self._measure(run_id, number, metric)
+            return "done", {}
+        except Cancelled:
+            return "cancelled", {}
+        except UserError as problem:
+            return "failed", {"error": str(problem), "error_kind": "user"}
+        except ComputeDied as problem:
+            suggestion = (
+                "use fewer calibration samples, shorter windows or a smaller model, or close other programs"
+            )
+            return "failed", {"error": str(problem), "error_kind": "killed", "suggestion": suggestion}
+        except ComputeFailed as problem:
+            return "failed", {"error": str(problem), "error_kind": "bug"}
+        # The worker's edge: a bug ends one run, and the queue goes on.
+        except Exception as problem:
+            if getattr(problem, "errno", None) == errno.ENOSPC:
+                sentence = f"the disk is full ({problem}); free some space and retry"
+                return "failed", {"error": sentence, "error_kind": "user"}
+            return "failed", {"error": traceback.format_exc(), "error_kind": "bug"}
+
+    def _finish(self, run_id: str, ticket: int, status: str, told: dict[str, str]) -> None:
+        while True:
+            # A full disk refuses this write too; the run must not stay open when there is space again.
+            with suppress(OperationalError):
+                _log(self.database, run_id, self._lines)
+                runs.finish_run(self.database, run_id, ticket, self.name, status, **told)
+                return
+            if self._stopping.wait(5):
+                raise Interrupted
+
+    def _row(self, run_id: str) -> dict[str, Any]:
+        row = results.run(self.database, run_id)
+        if row is None:
+            # Removed while it waited for its next step.
+            raise Cancelled
+        return row
+
+    def _compress_step(self, run_id: str) -> None:
+        files.check_free(self.host.artifacts, 0)
+        made = self._call(run_id, 0, "compress", {})
+        kept = ("artifact", "layers", "seconds")
+        measurements.save_compression(
+            self.database,
+            run_id,
+            artifact=made["artifact"],
+            layers=made["layers"],
+            seconds={f"compress.{phase}": seconds for phase, seconds in made["seconds"].items()},
+            report={key: value for key, value in made.items() if key not in kept},
+        )
+
+    def _measure_step(self, run_id: str, number: int, metric: str) -> None:
+        began = time.perf_counter()
+        found = self._call(run_id, number, "measure", {"metric": metric})
+        measurements.save_measurements(
+            self.database,
+            run_id,
+            measurements=found["measurements"],
+            series=found["series"],
+            broken=found["broken"],
+            seconds={metric: time.perf_counter() - began},
+        )
+
+    def _call(self, run_id: str, number: int, function: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+        row = self._row(run_id)
+        recipe = json.dumps(row["recipe"], sort_keys=True, separators=(",", ":"))
+        shared = {"recipe_json": recipe, "digest": row["digest"], "home": str(self.host.home)}
+        watch = _RunWatch(self.database, self._compute, self._lines, row, self.name, number)
+        return self._compute.call(function, {**shared, **extra}, watch.told, watch.should_stop)
+
+    def _answer(self, generation_id: str) -> None:
+        if not generations.start(self.database, generation_id, self.name):
+            return
+        row = generations.one(self.database, generation_id)
+        run = results.run(self.database, row["run_id"]) if row["run_id"] else None
+        arguments = {
+            **{"model": row["model"], "artifact": run["artifact"] if run else None, "prompt": row["prompt"]},
+            **{"settings": json.loads(row["settings"]), "home": str(self.host.home)},
+        }
+        watch = _AnswerWatch(self.database, generation_id)
+        try:
+            made = self._answers.call(
+                "generate", arguments, watch.told, watch.should_stop, poll=_LOOK_SECONDS
+            )
+            generations.finish(self.database, generation_id, "done", text=made["text"], tokens=made["tokens"])
+        except Cancelled:
+            generations.finish(self.database, generation_id, "cancelled")
+        except (UserError, ComputeDied) as problem:
+            generations.finish(self.database, generation_id, "failed", error=str(problem))
+        except ComputeFailed as problem:
+            generations.finish(self.database, generation_id, "failed", error=str(problem))
+
+
+class _RunWatch:
+    """Between the child's updates and the store: progress once a second, and whether to stop."""
+
+    def __init__(
+        self,
+        database: Database,
+        compute: Compute,
+        lines: deque[str],
+        run: Mapping[str, Any],
+        worker: str,
+        number: int,
+    ) -> None:
+        self._database, self._compute, self._lines = database, compute, lines
+        self._ours = (run["id"], run["ticket"], worker)
+        self._step = _steps(run["recipe"])[number]
+        weights = [_WEIGHTS.get(step, 0.3) for step in _steps(run["recipe"])]
+        self._base, self._share = sum(weights[:number]) / sum(weights), weights[number] / sum(weights)
+        self._fraction = max(run["fraction"] or 0.0, self._base)
+        self._eta: float | None = None
+        self._began = self._written = self._looked = time.monotonic()
+        self._columns: dict[str, Any] = {}
+        self._counted: tuple[float, float] | None = None
+
+    def told(self, update: Mapping[str, Any]) -> None:
+        """Keep the newest update; the log gets each stage's first."""
+        if update["stage"] != self._columns.get("stage"):
+            self._lines.append(f"{self._step}: {update['stage']} {update['detail']}".rstrip())
+        self._columns = dict(update)
+        if update["stage"] in _COUNTED_STAGES and update["total"] > 0:
+            self._estimate(update["done"] / update["total"])
+
+    def should_stop(self) -> bool:
+        """Asked several times a second."""
+        now = time.monotonic()
+        if now - self._written >= _PROGRESS_SECONDS:
+            self._written = self._looked = now
+            _log(self._database, self._ours[0], self._lines)
+            measured = {"fraction": self._fraction, "eta_seconds": self._eta}
+            measured["memory_bytes"] = self._compute.memory_bytes()
+            return runs.report_progress(self._database, *self._ours, **{**self._columns, **measured})
+        if now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            return runs.should_stop(self._database, *self._ours)
+        return False
+
+    def _estimate(self, inner: float) -> None:
+        """The share of this step that is done tells how long it takes, and with that the steps after it."""
+        now = time.monotonic()
+        # A resumed step begins in the middle: only what is seen here has a speed.
+        first_inner, first_time = self._counted = self._counted or (inner, now)
+        self._fraction = max(self._fraction, self._base + self._share * inner)
+        if inner - first_inner > 0.05:
+            whole = (now - first_time) / (inner - first_inner)
+            left = whole * (1 - inner) + whole / self._share * (1 - self._base - self._share)
+            self._eta = left if self._eta is None else min(self._eta, left)
+
+
+class _AnswerWatch:
+    """Shows an answer as it is written, and listens for a stop."""
+
+    def __init__(self, database: Database, generation_id: str) -> None:
+        self._database, self._id, self._written = database, generation_id, 0.0
+
+    def told(self, update: Mapping[str, Any]) -> None:
+        """Write the text so far, a few times a second."""
+        if update["stage"] == "generate" and time.monotonic() - self._written >= _TEXT_SECONDS:
+            self._written = time.monotonic()
+            generations.write(self._database, self._id, update["detail"])
+
+    def should_stop(self) -> bool:
+        """Asked twice a second."""
+        return generations.should_stop(self._database, self._id)
+
+
+def _steps(recipe: Mapping[str, Any]) -> list[str]:
+    """The steps of a run in order: perplexity is what people wait for, size and sanity are never left out."""
+    metrics = dict.fromkeys([*recipe["evaluation"]["metrics"], *ALWAYS_MEASURED])
+    return ["compress", *sorted(metrics, key=lambda metric: metric != "perplexity")]
+
+
+def _log(database: Database, run_id: str, lines: deque[str]) -> None:
+    waiting = [lines.popleft() for _ in range(len(lines))]
+    runs.append_log(database, run_id, waiting)
+
+
+def _workflow_id(run_id: str, ticket: int) -> str:
+    return f"{run_id}-{ticket}"
+
+
+def _enqueue_run(client: DBOSClient, run_id: str, ticket: int, priority: int) -> None:
+    options: EnqueueOptions = {
+        "workflow_name": "run",
+        "queue_name": COMPUTE,
+        "workflow_id": _workflow_id(run_id, ticket),
+        "priority": max(1, priority),
+    }
+    client.enqueue(options, run_id, ticket)
+
+
+def _enqueue_generation(client: DBOSClient, generation_id: str) -> None:
+    options: EnqueueOptions = {
+        "workflow_name": "generate",
+        "queue_name": INTERACTIVE,
+        "workflow_id": generation_id,
+    }
+    client.enqueue(options, generation_id)
+
+
+def _prepare_queue(host: Host, database: Database) -> None:
+    """The engine's own tables, made by whichever process comes first."""
+    with database.alone():
+        run_dbos_database_migrations(host.queue_url)
