@@ -1,4 +1,4 @@
-"""The commands without a page: run, sweep, export, methods, bench. Results go to stdout, progress to stderr."""
+"""The commands without a page: run, sweep, export, methods, bench. Results on stdout, progress on stderr."""
 
 import dataclasses
 import json
@@ -117,12 +117,9 @@ def _run(recipe: Recipe, host: Host) -> None:
             }
             print(json.dumps(row), flush=True)
         broken = broken or result.broken
-    print(
-        json.dumps(
-            {"run": digest[:12], "chain": recipe.chain(), "broken": broken, "artifact": str(artifact)}
-        ),
-        flush=True,
-    )
+    print(f"artifact {artifact}", file=sys.stderr)
+    if broken:
+        print(f"broken: {broken}", file=sys.stderr)
     shutil.rmtree(scratch, ignore_errors=True)
 
 

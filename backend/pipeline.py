@@ -154,12 +154,11 @@ class _Walk:
         methods = discover().methods
         label = "+".join(str(number) for number, _ in stages)
         needs = self._needs(stages)
-        feeds = _Feed(self) if any(need != "nothing" for need in needs.values()) else None
         count = len(blocks_of(self.model, self.family))
         previous, self.latest = self.latest, label
         dense_order = self.recipe.calibration.order == "dense"
-        if feeds and dense_order and self._cached_all(count, needs):
-            feeds = None
+        asks = any(need != "nothing" for need in needs.values())
+        feeds = _Feed(self) if asks and not (dense_order and self._cached_all(count, needs)) else None
         for block in range(count):
             self.progress(Update("compress", block, count, f"block {block + 1} of {count}"))
             finished = self._load(label, block)

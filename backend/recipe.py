@@ -129,7 +129,10 @@ def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], position
             raise UserError(f"{where}: only '{stage.only}' matches no linear; names look like {example}")
         _check_divides(stage, covered, where)
     for name in layers:
-        _check_chain([stage for stage in recipe.stages if stage.covers(name)], recipe.stages, f" ({name})")
+        _check_chain(
+            [(number, stage) for number, stage in enumerate(recipe.stages, start=1) if stage.covers(name)],
+            f" ({name})",
+        )
     if positions:
         for part, length in (
             ("calibration", recipe.calibration.length),
@@ -210,22 +213,14 @@ def _check_metrics(evaluation: Evaluation) -> None:
 
 def _check_order(stages: tuple[Stage, ...]) -> None:
     if all(stage.only is None for stage in stages):
-        _check_chain(list(stages), stages, "")
-    for number, stage in enumerate(stages, start=1):
-        kind = discover().methods[stage.method].kind
-        earlier = [discover().methods[other.method].kind for other in stages[: number - 1]]
-        if kind == "compensate" and not {"prune", "quantize", "factorize"} & set(earlier):
-            raise UserError(
-                f"stage {number}, {stage.method}: there is nothing to compensate yet; "
-                "put a prune or quantize stage before it"
-            )
+        _check_chain(list(enumerate(stages, start=1)), "")
 
 
-def _check_chain(chain: list[Stage], stages: tuple[Stage, ...], layer: str) -> None:
+def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
     seen: list[Method] = []
-    for stage in chain:
+    for number, stage in chain:
         found = discover().methods[stage.method]
-        where = f"stage {stages.index(stage) + 1}, {stage.method}{layer}"
+        where = f"stage {number}, {stage.method}{layer}"
         rank = _ORDER.get(found.kind)
         if rank is None:
             continue
@@ -241,8 +236,10 @@ def _check_chain(chain: list[Stage], stages: tuple[Stage, ...], layer: str) -> N
                 "(use `only` to give layers different ones)"
             )
         if found.kind == "compensate" and not seen:
-            raise UserError(f"{where}: there is nothing to compensate on this layer; allowed: layers that an "
-                            "earlier stage prunes or quantizes")  # fmt: skip
+            raise UserError(
+                f"{where}: there is nothing to compensate; "
+                "put a prune or quantize stage that covers the layer before this one"
+            )
         seen.append(found)
 
 
@@ -290,6 +287,11 @@ def _grid(template: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for number, stage in enumerate(stages):
             if not isinstance(stage, dict):
                 continue
+            flat += [
+                (("stages", number, name), stage[name])
+                for name in ("method", "only")
+                if isinstance(stage.get(name), list)
+            ]
             if isinstance(stage.get("params"), Mapping):
                 stage["params"] = dict(stage["params"])
                 flat += [
@@ -297,11 +299,6 @@ def _grid(template: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     for name, value in stage["params"].items()
                     if isinstance(value, list)
                 ]
-            flat += [
-                (("stages", number, name), stage[name])
-                for name in ("method", "only")
-                if isinstance(stage.get(name), list)
-            ]
         for path, values in flat:
             if not values:
                 raise UserError(
@@ -358,7 +355,10 @@ def _allowed(first: Mapping[str, Any], model: type[BaseModel]) -> str:
     if owner and first["loc"][-1] in owner.model_fields:
         schema = owner.model_json_schema()["properties"][first["loc"][-1]]
         limits = [schema.get(name) for name in ("minimum", "maximum", "exclusiveMaximum", "exclusiveMinimum")]
-        if schema.get("type") in ("integer", "number") and first["type"] != "value_error":
+        if schema.get("type") in ("integer", "number") and first["type"] not in (
+            "value_error",
+            "literal_error",
+        ):
             low, high, below, above = limits
             whole = "a whole number" if schema["type"] == "integer" else "a number"
             start = "" if low is None and above is None else f" from {low if above is None else above}"

@@ -15,7 +15,7 @@ def formats() -> list[str]:
 
 
 def export(artifact: Path, name: str, folder: Path, host: Host) -> None:
-    """Write `folder` whole or not at all; UserError for an unknown format, a missing artifact or a full folder."""
+    """Write `folder` whole or not at all; UserError for an unknown format or a folder that is in use."""
     if name not in formats():
         raise UserError(f"export: format is '{name}'; allowed: {', '.join(formats())}")
     if not artifact.is_file():

@@ -1,6 +1,6 @@
 """The artifact as it is, packed, beside the files that are needed to use it elsewhere.
 
-artifact.safetensors (header: config, recipe, kinds of the parts), config.json, recipe.json, the tokenizer's files.
+artifact.safetensors (header: config, recipe, kinds of the parts), config.json, recipe.json, the tokenizer.
 `backend.artifacts.open_artifact` reads it back; other tools see plain tensors and a JSON description of them.
 """
 

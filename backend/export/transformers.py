@@ -1,8 +1,8 @@
 """A plain transformers folder of the dequantized weights: loads everywhere, saves no memory.
 
 Every compressed linear becomes its dense sum in the model's type. Low-rank factors are merged, which rounds
-once more; without them the weights are bit for bit those that were evaluated. The folder is opened again before
-the export counts as done.
+once more; without them the weights are bit for bit those that were evaluated. The folder is opened again
+before the export counts as done.
 """
 
 from pathlib import Path

@@ -1,0 +1,187 @@
+"""Recipes: what is refused and in which words, defaults written out, digests, sweeps."""
+
+import json
+
+import pytest
+
+from backend.errors import UserError
+from backend.recipe import check_layers, parse_recipe, parse_sweep
+
+LAYERS = {
+    "model.layers.0.self_attn.q_proj": (576, 576),
+    "model.layers.0.self_attn.k_proj": (192, 576),
+    "model.layers.0.mlp.down_proj": (576, 1536),
+}
+
+
+def recipe(*stages, **more):
+    return {"model": "smollm2-135m-instruct", "stages": list(stages), **more}
+
+
+def stage(method, only=None, **params):
+    return {"method": method, "params": params, **({"only": only} if only else {})}
+
+
+RTN, GPTQ, WANDA, EORA = "quantize.rtn", "quantize.gptq", "prune.wanda", "compensate.eora"
+
+# Each with the words that its one sentence must hold: where, what, and what is allowed.
+MALFORMED = [
+    ("{", ["not valid JSON"]),
+    ('{"model": "a", "model": "b"}', ["model is given twice"]),
+    ("[" * 100_000, ["recipe:"]),
+    ("[]", ["JSON object", "list"]),
+    ("null", ["JSON object", "NoneType"]),
+    ({}, ["model is missing"]),
+    ({"model": ""}, ["model", "at least 1 character"]),
+    ({"model": 7}, ["model is 7", "string"]),
+    (recipe(colour="red"), ["unknown field colour", "version, model, stages"]),
+    (recipe(version=2), ["version is 2", "1"]),
+    (recipe(seed=-1), ["seed is -1", "from 0"]),
+    (recipe(seed="x"), ["seed", "a whole number"]),
+    ({"model": "m", "stages": {"a": 1}}, ["stages", "tuple"]),
+    ({"model": "m", "stages": ["rtn"]}, ["stage 1", "rtn"]),
+    (recipe({"params": {}}), ["stage 1", "method is missing"]),
+    (recipe(stage("quantize.magic")), ["stage 1, quantize.magic", "no such method", RTN]),
+    (recipe(stage(RTN, bits=1)), ["stage 1, quantize.rtn", "bits is 1", "from 2 to 8"]),
+    (recipe(stage(RTN, bits=9)), ["bits is 9", "from 2 to 8"]),
+    (recipe(stage(RTN, bits=2.5)), ["bits is 2.5", "a whole number"]),
+    (recipe(stage(RTN, bits="4")), ["bits", "a whole number"]),
+    (recipe(stage(RTN, bits=True)), ["bits is true", "a whole number"]),
+    (recipe(stage(RTN, bits=None)), ["bits is null"]),
+    (recipe(stage(RTN, group=64)), ["unknown field group", "bits, group_size, symmetric"]),
+    (recipe(stage(RTN, group_size=0)), ["group_size is 0", "-1"]),
+    (recipe(stage(RTN, symmetric="yes")), ["symmetric", "boolean"]),
+    (recipe(stage(GPTQ, damping=2)), ["damping is 2", "from 0.0 to 1.0"]),
+    (recipe(stage(WANDA, sparsity=1.0)), ["sparsity is 1.0", "below 1.0"]),
+    (recipe(stage(WANDA, sparsity=-0.1)), ["sparsity is -0.1", "from 0.0"]),
+    (recipe(stage(WANDA, sparsity=float("nan"))), ["sparsity is NaN"]),
+    (recipe(stage(WANDA, pattern="3:4")), ["pattern", "'free', '2:4' or '4:8'"]),
+    (recipe(stage(WANDA, pattern="2:4", sparsity=0.7)), ["sparsity is 0.7", "sparsity 0.5, or pattern free"]),
+    (recipe(stage(EORA)), ["stage 1, compensate.eora", "nothing to compensate", "prune or quantize"]),
+    (recipe(stage(RTN), stage(EORA, rank=-1)), ["stage 2", "rank is -1", "from 0"]),
+    (recipe(stage(RTN), stage(GPTQ)), ["stage 2, quantize.gptq", "already on a grid", "one quantize stage"]),
+    (recipe(stage(RTN), stage(RTN)), ["stage 2, quantize.rtn", "already on a grid"]),
+    (recipe(stage(RTN), stage(WANDA)), ["stage 2, prune.wanda", "cannot follow", "prune, then quantize"]),
+    (recipe(stage(RTN), stage(EORA), stage(GPTQ)), ["stage 3", "cannot follow compensate"]),
+    (recipe({**stage(RTN), "when": "later"}), ["stage 1", "unknown field when", "method, params, only"]),
+    (recipe(calibration={"samples": 0}), ["calibration.samples is 0", "from 1 to 4096"]),
+    (
+        recipe(calibration={"order": "random"}),
+        ["calibration.order", "'sequential', 'true_sequential' or 'dense'"],
+    ),
+    (recipe(calibration={"batch": 4}), ["unknown field", "batch", "samples, length, seed, order"]),
+    (recipe(calibration=[]), ["calibration"]),
+    (recipe(evaluation={"windows": 0}), ["evaluation.windows is 0"]),
+    (recipe(evaluation={"length": 4}), ["evaluation.length is 4", "from 8"]),
+    (recipe(evaluation={"metrics": ["bleu"]}), ["'bleu'", "perplexity"]),
+    (recipe(evaluation={"metrics": "perplexity"}), ["metrics"]),
+]
+
+
+@pytest.mark.parametrize(("data", "words"), MALFORMED, ids=range(len(MALFORMED)))
+def test_a_malformed_recipe_is_refused_in_one_sentence(data, words):
+    with pytest.raises(UserError) as caught:
+        parse_recipe(data if isinstance(data, str) else json.dumps(data))
+    sentence = str(caught.value)
+    assert all(word in sentence for word in words), sentence
+    assert "\n" not in sentence
+    assert len(sentence) < 400
+
+
+def test_there_are_forty_malformed_recipes():
+    assert len(MALFORMED) >= 40
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([stage(RTN, group_size=128)], ["stage 1", "is 128", "576 inputs of model.layers.0", "64, 96, 192"]),
+        ([stage(RTN, only="*.nothing")], ["only '*.nothing' matches no linear", "model.layers.0"]),
+        ([stage(RTN, only="*.q_proj"), stage(EORA)], ["stage 2", "nothing to compensate"]),
+        (
+            [stage(RTN, only="*_proj"), stage(GPTQ, only="*.down_proj")],
+            ["stage 2", "already on a grid", "down_proj"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_model_cannot_take_is_refused_with_the_layer_named(stages, words):
+    with pytest.raises(UserError) as caught:
+        check_layers(parse_recipe(recipe(*stages)), LAYERS, 2048)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_patterns_must_divide_the_inputs():
+    with pytest.raises(UserError, match="pattern 2:4 does not divide the 6 inputs of a"):
+        check_layers(parse_recipe(recipe(stage(WANDA, pattern="2:4"))), {"a": (4, 6)})
+
+
+def test_windows_longer_than_the_model_reads_are_refused():
+    with pytest.raises(UserError, match="evaluation: length is 2048; this model reads at most 1024 tokens"):
+        check_layers(parse_recipe(recipe()), LAYERS, 1024)
+
+
+def test_two_quantizers_may_share_a_model_when_their_layers_differ():
+    made = parse_recipe(recipe(stage(RTN, only="*.down_proj"), stage(GPTQ, only="*.self_attn.*")))
+    check_layers(made, LAYERS, 4096)
+
+
+def test_defaults_are_written_out_so_that_equal_recipes_are_equal():
+    short = parse_recipe(recipe(stage(RTN)))
+    long = parse_recipe(recipe(stage(RTN, bits=4, group_size=64, symmetric=False), seed=0))
+    assert short.to_json() == long.to_json()
+    assert short.digest("f") == long.digest("f")
+
+
+def test_the_digest_depends_on_every_field_and_on_the_weights():
+    base = parse_recipe(recipe(stage(WANDA)))
+    others = [
+        parse_recipe(recipe(stage(WANDA, sparsity=0.4))),
+        parse_recipe(recipe(stage(WANDA), seed=1)),
+        parse_recipe(recipe(stage(WANDA), calibration={"samples": 32})),
+        parse_recipe(recipe(stage(WANDA), evaluation={"windows": 12})),
+    ]
+    digests = {base.digest("a"), base.digest("b"), *(other.digest("a") for other in others)}
+    assert len(digests) == 6
+
+
+def test_json_survives_a_round_trip():
+    made = parse_recipe(recipe(stage(WANDA, pattern="2:4"), stage(GPTQ, bits=3), stage(EORA, rank=16)))
+    assert parse_recipe(made.to_json()) == made
+
+
+def test_a_chain_reads_like_a_sentence():
+    made = parse_recipe(recipe(stage(WANDA, pattern="2:4"), stage(GPTQ, bits=3), stage(EORA, rank=16)))
+    assert made.chain() == "wanda 2:4 → gptq 3-bit g64 → eora r16"
+    assert parse_recipe(recipe()).chain() == "dense"
+
+
+def test_a_sweep_is_the_grid_of_its_lists_without_doubles():
+    sweep = parse_sweep(
+        recipe(stage(RTN, bits=[2, 3, 3], group_size=[32, 64]), evaluation={"windows": [4, 8]})
+    )
+    chains = [made.chain() for made in sweep.expand()]
+    assert len(chains) == 8
+    assert chains[0] == "rtn 2-bit g32"
+
+
+def test_a_sweep_may_list_whole_chains_and_methods():
+    sweep = parse_sweep(
+        {"model": "m", "stages": [[], [stage(WANDA)], [{"method": [RTN, GPTQ], "params": {"bits": [2, 3]}}]]}
+    )
+    assert [made.chain() for made in sweep.expand()] == [
+        "dense", "wanda 0.5", "rtn 2-bit g64", "rtn 3-bit g64", "gptq 2-bit g64", "gptq 3-bit g64",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (recipe(stage(RTN, bits=[])), "empty list"),
+        (recipe(stage(RTN, bits=[3, 11])), "bits is 11"),
+        ({"model": "m", "stages": 3}, "stages is 3"),
+        (recipe(stage(RTN, bits=[2] * 200, group_size=[32] * 200)), "40000 recipes"),
+    ],
+)
+def test_a_sweep_that_cannot_be_expanded_is_refused(template, words):
+    with pytest.raises(UserError, match=words):
+        parse_sweep(template)

@@ -1,0 +1,195 @@
+"""What holds for each method of the registry, whoever wrote it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from backend.methods.prune.wanda import wanda
+from backend.methods.quantize.rtn import rtn
+from backend.parts import Grid, LowRank, Sparse, combined, rebuild, unpack
+from backend.registry import discover
+from backend.views import Layer, Statistics
+from tests.layers import after, layer_of, output_error, random_layer
+
+METHODS = discover().methods
+LAYER_METHODS = [found for found in METHODS.values() if found.shape == "layer"]
+# From mild to hard, for every parameter that has a direction; the first value must lose almost nothing.
+LADDERS = {
+    "sparsity": [0.01, 0.3, 0.6, 0.9],
+    "bits": [8, 5, 3, 2],
+    "rank": [48, 24, 8, 0],
+}
+ids = [found.id for found in LAYER_METHODS]
+
+
+def base(found, layer: Layer) -> Layer:
+    """A layer that the method has something to do on."""
+    return after(layer, rtn(layer, bits=2, group_size=32)) if found.kind == "compensate" else layer
+
+
+def run(found, layer: Layer, **params):
+    values = found.params.model_validate({**small(found), **params}).model_dump()
+    return tuple(found.fn(layer, **values))
+
+
+def small(found) -> dict:
+    defaults = {"group_size": 32, "rank": 8}
+    return {name: value for name, value in defaults.items() if name in found.params.model_fields}
+
+
+def ladder(found):
+    return next(((name, LADDERS[name]) for name in found.params.model_fields if name in LADDERS), None)
+
+
+@pytest.mark.parametrize("found", METHODS.values(), ids=list(METHODS))
+def test_has_a_docstring_a_paper_and_a_test_file(found):
+    assert len(found.doc.strip().splitlines()) >= 4
+    assert found.paper.startswith("arXiv:")
+    assert found.paper.removeprefix("arXiv:") in found.doc.replace("arXiv ", "")
+    assert (Path(__file__).parent / "methods" / found.kind / f"test_{found.name}.py").is_file()
+
+
+@pytest.mark.parametrize("found", METHODS.values(), ids=list(METHODS))
+def test_every_parameter_says_what_it_is(found):
+    for name, schema in found.params.model_json_schema()["properties"].items():
+        assert schema.get("description"), name
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+@pytest.mark.parametrize(("rows", "inputs"), [(48, 128), (1, 64), (160, 32)])
+def test_keeps_shapes_and_leaves_its_input_alone(found, rows, inputs):
+    layer = base(found, random_layer(rows=rows, inputs=inputs)[0])
+    weight, gram = layer.weight.clone(), layer.statistics.gram.clone()
+    before = [tensor.clone() for part in layer.parts for tensor in part.tensors().values()]
+    parts = run(found, layer)
+    assert combined(parts).shape == (rows, inputs)
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.statistics.gram, gram)
+    after_ = [tensor for part in layer.parts for tensor in part.tensors().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after_, strict=True))
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+def test_the_same_seed_gives_the_same_tensors(found):
+    first, second = (run(found, base(found, random_layer()[0])) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(a.tensors()[name], b.tensors()[name]) for name in a.tensors())
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+def test_bits_equal_an_independent_count_from_the_format(found):
+    layer = base(found, random_layer(rows=48, inputs=128)[0])
+    for part in run(found, layer):
+        rows, inputs = part.shape
+        if isinstance(part, Sparse):
+            expected = rows * inputs + 32 * int(part.kept().sum())
+        elif isinstance(part, Grid):
+            kept = rows * inputs if part.kept() is None else int(part.kept().sum())
+            groups = rows * part.scales.shape[1]
+            expected = kept * part.width + groups * 16
+            expected += 0 if part.zeros is None else groups * part.width
+            expected += 0 if part.kept() is None else rows * inputs
+        else:
+            assert isinstance(part, LowRank)
+            expected = 32 * part.left.shape[1] * (rows + inputs)
+        # Each packed tensor is filled up to a whole byte.
+        assert expected <= part.bits < expected + 8 * len(part.tensors())
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+def test_what_is_saved_and_opened_decodes_bit_for_bit(found, tmp_path):
+    for number, part in enumerate(run(found, base(found, random_layer()[0]))):
+        save_file(part.tensors(), tmp_path / f"{number}.safetensors")
+        settings = json.loads(json.dumps(part.settings()))
+        again = rebuild(part.kind, settings, load_file(tmp_path / f"{number}.safetensors"))
+        assert torch.equal(again.dense(), part.dense())
+        assert again.bits == part.bits
+
+
+@pytest.mark.parametrize(
+    "found", [f for f in LAYER_METHODS if ladder(f)], ids=[f.id for f in LAYER_METHODS if ladder(f)]
+)
+def test_mild_settings_lose_almost_nothing_and_harder_ones_never_lose_less(found):
+    layer, x = random_layer(rows=48, inputs=128)
+    name, values = ladder(found)
+    full = output_error(x, layer.weight, torch.zeros_like(layer.weight))
+    lost = [
+        output_error(x, layer.weight, combined(run(found, base(found, layer), **{name: value}))) / full
+        for value in values
+    ]
+    assert lost[0] < 1e-3
+    assert lost == sorted(lost)
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+def test_survives_dead_inputs_constant_rows_and_a_singular_gram(found):
+    layer, x = random_layer(rows=16, inputs=64, tokens=12)
+    x[:, 5] = 0
+    weight = layer.weight.clone()
+    weight[3] = 0.25
+    weight[4] = 0
+    parts = run(found, base(found, layer_of(weight, x)))
+    assert bool(torch.isfinite(combined(parts)).all())
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+def test_survives_inputs_that_were_never_active(found):
+    layer = layer_of(random_layer(rows=8, inputs=32)[0].weight, torch.zeros(10, 32, dtype=torch.float64))
+    assert bool(torch.isfinite(combined(run(found, base(found, layer)))).all())
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+def test_stores_values_in_the_type_of_the_model(found):
+    layer, x = random_layer()
+    half = layer_of(layer.weight.bfloat16(), x, torch.bfloat16)
+    parts = run(found, base(found, half))
+    for part in parts:
+        values = (
+            [part.values] if isinstance(part, Sparse) else [part.left] if isinstance(part, LowRank) else []
+        )
+        assert all(value.dtype == torch.bfloat16 for value in values)
+    assert bool(torch.isfinite(combined(parts)).all())
+
+
+@pytest.mark.parametrize("pattern", ["free", "2:4"])
+@pytest.mark.parametrize(
+    "found",
+    [f for f in LAYER_METHODS if f.kind in ("quantize", "prune")],
+    ids=[f.id for f in LAYER_METHODS if f.kind in ("quantize", "prune")],
+)
+def test_pruned_weights_stay_exactly_zero_under_a_later_stage(found, pattern):
+    layer, _ = random_layer()
+    pruned = after(layer, wanda(layer, pattern=pattern))
+    now = combined(run(found, pruned))
+    assert bool((now[~pruned.kept] == 0).all())
+
+
+@pytest.mark.parametrize("found", [f for f in LAYER_METHODS if f.kind == "compensate"], ids=lambda f: f.id)
+def test_compensation_leaves_the_stored_base_untouched(found):
+    layer, _ = random_layer()
+    start = base(found, layer)
+    parts = run(found, start)
+    assert parts[: len(start.parts)] == start.parts
+
+
+def test_only_what_a_method_asked_for_is_needed():
+    for found in LAYER_METHODS:
+        layer, x = random_layer()
+        allowed = {
+            "nothing": Statistics(),
+            "norms": Statistics(1024, layer.statistics.squares, None),
+            "gram": layer.statistics,
+        }[found.needs]
+        start = base(found, layer)
+        lean = Layer(start.name, start.weight, start.parts, allowed, start.rng, start.dtype)
+        assert combined(run(found, lean)).shape == layer.weight.shape, found.id
+        assert x.shape[1] == layer.weight.shape[1]
+
+
+def test_codes_use_the_whole_grid():
+    layer, _ = random_layer()
+    (part,) = rtn(layer, bits=3, group_size=64)
+    assert set(unpack(part.codes, 3, 48 * 128).tolist()) == set(range(8))
