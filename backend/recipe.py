@@ -134,8 +134,13 @@ def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], position
             f" ({name})",
         )
     if positions:
+        methods = discover().methods
+        asks = any(
+            methods[stage.method].needs != "nothing" or methods[stage.method].shape == "work"
+            for stage in recipe.stages
+        )
         for part, length in (
-            ("calibration", recipe.calibration.length),
+            ("calibration", recipe.calibration.length if asks else 0),
             ("evaluation", recipe.evaluation.length),
         ):
             if length > positions:
