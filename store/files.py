@@ -25,7 +25,7 @@ def check_free(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, f"no space left: {asked}, {free / 1e6:.0f} MB are free", str(folder))
 
 
-def write(folder: Path, digest: str, fill: Callable[[Path], None], size: int = 0) -> Path:
+def write(folder: Path, digest: str, fill: Callable[[Path], object], size: int = 0) -> Path:
     """Let `fill` write a temporary file, then flush it to the disk and give it its name in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     check_free(folder, size)

@@ -1,0 +1,47 @@
+"""A fresh database, and runs to put in it."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from store import runs
+from store.database import Database, open_database
+
+WORKER = "worker"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = open_database(f"sqlite:///{tmp_path / 'results.sqlite'}")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def add(database: Database) -> Callable[..., str]:
+    """Queue a run with some fields of its own; its id."""
+    numbers = count(1)
+
+    def run(**fields: object) -> str:
+        number = next(numbers)
+        told = {
+            **{"digest": f"{number:012d}".ljust(64, "0"), "name": f"run {number}", "recipe": "{}"},
+            **{"model": "tiny", "chain": "dense", **fields},
+        }
+        return runs.create_run(database, **told)[0]
+
+    return run
+
+
+@pytest.fixture
+def start(database: Database, add: Callable[..., str]) -> Callable[..., str]:
+    """A run that works already."""
+
+    def run(**fields: object) -> str:
+        run_id = add(**fields)
+        assert runs.start_run(database, run_id, 1, WORKER)
+        return run_id
+
+    return run

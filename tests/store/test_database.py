@@ -1,0 +1,60 @@
+"""Opening: migrations, several processes at once, what is set on a connection."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from store.database import Database, migrations, open_database
+from store.tables import Table
+
+
+def test_migrations_make_exactly_the_tables_of_the_models(database: Database) -> None:
+    with database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Table.metadata) == []
+
+
+def test_every_migration_can_be_taken_back(database: Database) -> None:
+    config = migrations()
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert inspect(database.engine).get_table_names() == ["alembic_version"]
+
+
+@pytest.mark.parametrize(("journal", "mode"), [("wal", "wal"), ("delete", "delete")])
+def test_sqlite_is_set_up_for_several_processes(tmp_path: Path, journal: str, mode: str) -> None:
+    database = open_database(f"sqlite:///{tmp_path / 'deep' / 'r.sqlite'}", journal)
+    with database.read() as connection:
+        asked = ("journal_mode", "busy_timeout", "foreign_keys", "synchronous")
+        found = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in asked]
+    assert found == [mode, 30_000, 1, 1]
+    database.close()
+
+
+def test_a_write_that_fails_leaves_nothing(database: Database) -> None:
+    def half() -> None:
+        with database.write() as connection:
+            connection.execute(text("UPDATE counters SET value = 99"))
+            raise KeyError("in the middle")
+
+    with pytest.raises(KeyError):
+        half()
+    with database.read() as connection:
+        assert connection.execute(text("SELECT max(value) FROM counters")).scalar() == 0
+
+
+def test_several_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'r.sqlite'}"
+    code = f"from store.database import open_database; open_database({url!r})"
+    root = Path(__file__).parents[2]
+    openers = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(4)]
+    assert [opener.wait(60) for opener in openers] == [0, 0, 0, 0]
+    with open_database(url).read() as connection:
+        assert connection.execute(text("SELECT count(*) FROM counters")).scalar() == 2

@@ -1,0 +1,142 @@
+"""The life of a run in the store, and that each change can be seen."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from store import measurements, results, runs
+from store.database import Database
+
+WORKER = "worker"
+
+
+def status(database: Database, run_id: str) -> str:
+    row = results.run(database, run_id)
+    assert row is not None
+    return row["status"]
+
+
+def test_one_digest_is_one_run_and_starts_again_only_after_failing(
+    database: Database, add: Callable[..., str]
+) -> None:
+    asked = {"digest": "a" * 64, "name": "a", "recipe": "{}", "model": "tiny", "chain": "dense"}
+    assert runs.create_run(database, **asked) == ("a" * 12, 1, True)
+    assert runs.create_run(database, **asked) == ("a" * 12, 1, False)
+    runs.start_run(database, "a" * 12, 1, WORKER)
+    assert runs.create_run(database, **asked)[2] is False
+    runs.finish_run(database, "a" * 12, 1, WORKER, "failed", error="a bug", error_kind="bug")
+    assert runs.create_run(database, **asked, user="ada") == ("a" * 12, 2, True)
+    row = results.run(database, "a" * 12)
+    assert row is not None
+    assert (row["status"], row["attempt"], row["error"], row["user"]) == ("queued", 2, None, "ada")
+
+
+def test_many_threads_asking_at_once_make_one_run(database: Database) -> None:
+    made: list[bool] = []
+    asked = {"digest": "b" * 64, "name": "b", "recipe": "{}", "model": "tiny", "chain": "dense"}
+    threads = [
+        threading.Thread(target=lambda: made.append(runs.create_run(database, **asked)[2])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [False] * 7 + [True]
+
+
+def test_a_quota_counts_what_is_queued_or_running(database: Database, add: Callable[..., str]) -> None:
+    first = add(user="ada", quota=1)
+    with pytest.raises(runs.QuotaReached, match="ada already has 1"):
+        add(user="ada", quota=1)
+    runs.request_cancel(database, first)
+    add(user="ada", quota=1)
+
+
+def test_an_old_ticket_or_another_worker_is_turned_away(database: Database, add: Callable[..., str]) -> None:
+    run_id = add()
+    assert runs.set_priority(database, run_id, 3) == 2
+    assert not runs.start_run(database, run_id, 1, WORKER)
+    assert runs.start_run(database, run_id, 2, WORKER)
+    assert runs.set_priority(database, run_id, 1) is None
+    assert runs.should_stop(database, run_id, 2, WORKER) is False
+    assert runs.should_stop(database, run_id, 1, WORKER) is True
+    assert runs.report_progress(database, run_id, 2, "another", stage="x") is True
+    assert runs.finish_run(database, run_id, 2, "another", "done") is False
+    assert runs.finish_run(database, run_id, 2, WORKER, "done") is True
+    assert not runs.start_run(database, run_id, 2, WORKER)
+
+
+def test_cancel_is_at_once_for_queued_and_lost_runs_and_asked_of_running_ones(
+    database: Database, add: Callable[..., str], start: Callable[..., str]
+) -> None:
+    assert runs.request_cancel(database, "nonesuch") is None
+    assert runs.request_cancel(database, add()) == "cancelled"
+    running = start()
+    assert runs.request_cancel(database, running) == "running"
+    assert runs.report_progress(database, running, 1, WORKER, stage="compress") is True
+    assert runs.request_cancel(database, start(), stale_after=-1.0) == "cancelled"
+
+
+def test_a_silent_workers_runs_go_to_one_other_worker(database: Database, start: Callable[..., str]) -> None:
+    run_id = start()
+    assert runs.claim_stale(database, "other", 30.0) == []
+    time.sleep(0.01)
+    assert runs.claim_stale(database, WORKER, 0.0) == []
+    assert runs.claim_stale(database, "other", 0.0) == [(run_id, 1)]
+    assert runs.claim_stale(database, "third", 30.0) == []
+    assert runs.should_stop(database, run_id, 1, WORKER) is True
+
+
+def test_removing_takes_everything_but_never_a_running_run(
+    database: Database, start: Callable[..., str]
+) -> None:
+    run_id = start()
+    number = {"metric": "perplexity", "value": 2.0, "protocol": {}}
+    measurements.save_measurements(database, run_id, measurements=[number])
+    runs.append_log(database, run_id, ["line"])
+    assert not runs.remove_run(database, run_id)
+    runs.finish_run(database, run_id, 1, WORKER, "done")
+    assert runs.remove_run(database, run_id)
+    assert results.run(database, run_id) is None
+    assert results.measurements(database, [run_id]).empty
+    assert results.log_tail(database, run_id).empty
+
+
+def test_the_log_keeps_its_end_and_cuts_long_lines(
+    database: Database, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "KEPT_LINES", 3)
+    run_id = start()
+    runs.append_log(database, run_id, ["one", "two"])
+    runs.append_log(database, run_id, ["three\x00", "x" * 5000])
+    assert list(results.log_tail(database, run_id)["line"]) == ["two", "three", "x" * runs.LONGEST_LINE]
+    assert list(results.log_tail(database, run_id, 1)["line"]) == ["x" * runs.LONGEST_LINE]
+    runs.append_log(database, "nonesuch", ["of no run"])
+
+
+def test_every_visible_write_grows_the_data_version(database: Database, add: Callable[..., str]) -> None:
+    seen = [(results.data_version(database), results.results_version(database))]
+
+    def look(point: bool) -> None:
+        seen.append((results.data_version(database), results.results_version(database)))
+        assert seen[-1][0] > seen[-2][0]
+        assert (seen[-1][1] > seen[-2][1]) == point
+
+    run_id = add()
+    look(point=True)
+    runs.start_run(database, run_id, 1, WORKER)
+    look(point=True)
+    runs.report_progress(database, run_id, 1, WORKER, done=1)
+    look(point=False)
+    runs.append_log(database, run_id, ["line"])
+    look(point=False)
+    runs.request_cancel(database, run_id)
+    look(point=True)
+    runs.finish_run(database, run_id, 1, WORKER, "cancelled")
+    look(point=True)
+    runs.retry_run(database, run_id)
+    look(point=True)
+    runs.remove_run(database, run_id)
+    look(point=True)
