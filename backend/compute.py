@@ -78,10 +78,12 @@ class Compute:
             except UserError:
                 raise
             except BaseException:
-                # Whatever state it is in: the next call gets a fresh one.
+                # Whatever state it is in: the next call gets a fresh one, whose imports begin now.
                 child.kill()
                 if self._closing:
                     raise Interrupted from None
+                with suppress(ComputeDied):
+                    self._alive()
                 raise
 
     def memory_bytes(self) -> int | None:

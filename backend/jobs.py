@@ -275,6 +275,7 @@ class Worker:
             INTERACTIVE, worker_concurrency=1, polling_interval_sec=0.2, on_conflict="always_update"
         )
         self._compute.warm()
+        self._answers.warm()
         try:
             self._watch()
         finally:

@@ -1,0 +1,224 @@
+"""Texts: parts that never overlap, blocks, protocol stamps, and bad files said in one sentence."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from backend import assets, text
+from backend.errors import UserError
+from backend.host import Host
+
+
+def words(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are w0, w1, ...; with a BOS by default if asked."""
+    vocabulary = {"<unk>": 0, "<s>": 1, **{f"w{number}": number + 2 for number in range(500)}}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = WhitespaceSplit()
+    if bos:
+        made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", model_max_length=16
+    )
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("PARETOSCOPE_ROOTS", str(tmp_path))
+    return Host.at(tmp_path / "home")
+
+
+@pytest.fixture
+def articles(host: Host) -> Host:
+    """A home with 200 articles, two of which say the same under different titles."""
+    rows = {f"w{n}": {"title": f"w{n}", "extract": " ".join([f"w{n}"] * 20)} for n in range(200)}
+    rows["w499"] = {"title": "w499", "extract": rows["w0"]["extract"]}
+    place = assets.articles_file(host, "en")
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(rows), encoding="utf-8")
+    return host
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> str:
+    """A text of the words w0 to w99."""
+    place = tmp_path / "numbers.txt"
+    place.write_text(" ".join(f"w{number}" for number in range(100)))
+    return f"file:{place}"
+
+
+def test_windows_follow_each_other_from_the_start(host: Host, numbers: str) -> None:
+    got = text.evaluation(numbers, words(), length=8, windows=3, host=host)
+    assert got.ids.dtype == torch.long
+    assert torch.equal(got.ids, torch.arange(2, 26).view(3, 8))
+    assert text.evaluation(numbers, words(), length=8, windows=0, host=host).ids.shape == (12, 8)
+
+
+def test_the_stamp_says_all_that_a_number_depends_on(host: Host, numbers: str) -> None:
+    got = text.evaluation(numbers, words(), length=8, windows=3, host=host).protocol
+    whole = Path(numbers[5:]).read_bytes()
+    assert got == {
+        **{
+            "text": numbers,
+            "split": "file",
+            "digest": hashlib.sha256(whole).hexdigest()[:16],
+            "join": "none",
+        },
+        **{"bos": "none", "window": 8, "stride": 8, "windows": 3, "tokens": 21, "loss_dtype": "float32"},
+        "tokenizer": text.tokenizer_digest(words()),
+    }
+    with_bos = text.evaluation(numbers, words(bos=True), length=8, windows=3, host=host)
+    assert with_bos.protocol["bos"] == "tokenizer default"
+    assert with_bos.ids[0, 0] == 1
+    assert with_bos.ids[1, 0] != 1
+    assert with_bos.protocol["tokenizer"] != got["tokenizer"]
+
+
+def test_samples_are_non_overlapping_blocks_picked_by_the_seed(host: Host, numbers: str) -> None:
+    first = text.calibration(numbers, words(), samples=6, length=8, seed=0, host=host)
+    again = text.calibration(numbers, words(), samples=6, length=8, seed=0, host=host)
+    other = text.calibration(numbers, words(), samples=6, length=8, seed=1, host=host)
+    assert torch.equal(first.ids, again.ids)
+    assert not torch.equal(first.ids, other.ids)
+    assert set((first.ids[:, 0] % 8).tolist()) == {2}
+    assert len(set(first.ids[:, 0].tolist())) == 6
+    assert {key: first.protocol[key] for key in ("samples", "length", "seed")} == {
+        **{"samples": 6, "length": 8, "seed": 0},
+    }
+
+
+def test_a_text_that_is_too_short_says_what_it_holds(host: Host, numbers: str) -> None:
+    with pytest.raises(
+        UserError, match=r"holds 12 windows of 8 tokens, 13 are asked for; ask for at most 12"
+    ):
+        text.evaluation(numbers, words(), length=8, windows=13, host=host)
+    with pytest.raises(UserError, match=r"holds 0 windows of 101 tokens.*100 tokens in all"):
+        text.evaluation(numbers, words(), length=101, windows=0, host=host)
+    with pytest.raises(UserError, match=r"holds 1 samples of 60 tokens, 2 are asked for"):
+        text.calibration(numbers, words(), samples=2, length=60, seed=0, host=host)
+
+
+def test_parts_of_the_articles_never_overlap(articles: Host) -> None:
+    place = assets.articles_file(articles, "en")
+    parts = {part: text._articles(place, part) for part in ("calibration", "validation", "test")}
+    bodies = {
+        part: {document.split("\n\n")[1] for document in documents} for part, documents in parts.items()
+    }
+    assert sum(len(documents) for documents in parts.values()) == 200
+    assert len(bodies["calibration"] | bodies["validation"] | bodies["test"]) == 200
+    assert len(parts["calibration"]) > len(parts["test"]) > len(parts["validation"]) > 0
+    for document in parts["test"]:
+        title = document.split("\n\n")[0]
+        assert int(hashlib.sha256(title.encode()).hexdigest(), 16) % 100 >= 70
+
+
+def test_articles_are_calibration_and_evaluation_text(articles: Host) -> None:
+    calibration = text.calibration("wikipedia-en", words(), samples=4, length=16, seed=0, host=articles)
+    evaluation = text.evaluation("wikipedia-en", words(), length=16, windows=4, host=articles)
+    assert (calibration.protocol["split"], evaluation.protocol["split"]) == ("calibration", "test")
+    assert set(calibration.ids.unique().tolist()).isdisjoint(evaluation.ids.unique().tolist())
+    assert evaluation.protocol["join"] == "\n\n"
+
+
+def test_ids_are_kept_and_a_torn_file_is_made_again(host: Host, numbers: str) -> None:
+    first = text.evaluation(numbers, words(), length=8, windows=0, host=host)
+    (kept,) = (host.cache / "tokens").iterdir()
+    assert len(np.load(kept)) == 100
+    kept.write_bytes(b"torn")
+    assert torch.equal(text.evaluation(numbers, words(), length=8, windows=0, host=host).ids, first.ids)
+    assert len(np.load(kept)) == 100
+
+
+def test_lines_of_a_jsonl_file_are_documents(host: Host, tmp_path: Path) -> None:
+    place = tmp_path / "d.jsonl"
+    place.write_text('{"text": "w1 w2"}\n\n{"text": "w3 w4", "id": 7}\n')
+    got = text.evaluation(f"file:{place}", words(), length=4, windows=1, host=host)
+    assert got.ids.tolist() == [[3, 4, 5, 6]]
+    assert got.protocol["join"] == "\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("bad.jsonl", b'{"text": "w1"}\n{"text": \n', r"bad.jsonl, line 2: not JSON"),
+        ("other.jsonl", b'{"text": "w1"}\n{"words": "w1"}\n', r"line 2: needs an object with a string field"),
+        ("latin.txt", "caf\u00e9".encode("latin-1"), r"not UTF-8: byte 3"),
+        ("image.png", b"x", r"must be a .txt file or a .jsonl file"),
+        ("missing.txt", None, r"is not a file on this machine"),
+        ("empty.txt", b"", r"holds 0 windows"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(
+    host: Host, tmp_path: Path, name: str, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        text.evaluation(f"file:{tmp_path / name}", words(), length=4, windows=1, host=host)
+
+
+def test_a_file_outside_the_roots_is_refused_even_behind_a_link(
+    host: Host, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "secret.txt"
+    outside.write_text("w1 " * 100)
+    (tmp_path / "link.txt").symlink_to(outside)
+    for path in (outside, tmp_path / "link.txt", tmp_path / ".." / outside.parent.name / "secret.txt"):
+        with pytest.raises(UserError, match="outside the allowed folders"):
+            text.check_text(f"file:{path}", host)
+
+
+def test_an_unknown_text_names_the_known_ones(host: Host) -> None:
+    with pytest.raises(
+        UserError, match="wikipedia-en, wikipedia-fr, wikipedia-es, wikitext2, c4, ptb or file:PATH"
+    ):
+        text.check_text("wikitext3", host)
+    assert {card.name for card in text.texts(host)} >= {"wikipedia-en", "ptb"}
+
+
+def test_texts_that_are_not_fetched_yet_say_how_to_fetch_them(host: Host) -> None:
+    with pytest.raises(UserError, match="make setup"):
+        text.evaluation("wikipedia-fr", words(), length=4, windows=1, host=host)
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "c4", "ptb"])
+def test_offline_a_hub_text_names_the_embedded_ones(
+    host: Host, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*asked: object, **options: object) -> None:
+        raise ConnectionError("Couldn't reach the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=rf"text {name} .*\(Couldn't reach the Hub\).*wikipedia-en"):
+        text.evaluation(name, words(), length=4, windows=1, host=host)
+
+
+def test_a_hub_text_is_read_once_and_kept(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load_dataset(path: str, name: str, split: str) -> datasets.Dataset:
+        asked.append(f"{path} {name} {split}")
+        return datasets.Dataset.from_dict({"text": ["w1 w2", "", "w3 w4"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for _ in range(2):
+        got = text.evaluation("wikitext2", words(), length=4, windows=1, host=host)
+        assert got.ids.tolist() == [[3, 4, 5, 6]]
+    assert got.protocol["split"] == "test"
+    assert asked == ["Salesforce/wikitext wikitext-2-raw-v1 test"]
+
+
+def test_one_file_for_both_is_noticed(tmp_path: Path, numbers: str) -> None:
+    (tmp_path / "link.txt").symlink_to(numbers[5:])
+    assert text.same_text(numbers, f"file:{tmp_path / 'link.txt'}")
+    assert not text.same_text(numbers, "file:other.txt")
+    assert not text.same_text("wikipedia-en", "wikipedia-en")
