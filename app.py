@@ -14,6 +14,7 @@ from typing import Any
 from backend import headless
 from backend.errors import UserError
 from backend.host import Host
+from backend.recipe import parse_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,8 +59,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace, host: Host) -> None:
-    from ui.app import build, launch  # noqa: PLC0415 - gradio takes seconds that no other command needs
+    # Gradio and the queue engine take seconds that no other command needs.
+    from ui.app import build, launch  # noqa: PLC0415
 
+    from backend.jobs import Jobs  # noqa: PLC0415
+
+    Jobs(host).submit_starter()
     worker = None
     if options.worker:
         worker = subprocess.Popen([sys.executable, __file__, "worker"], start_new_session=True)
@@ -88,7 +93,8 @@ def _sweep(options: argparse.Namespace, host: Host) -> int:
     if options.queue:
         from backend.jobs import Jobs  # noqa: PLC0415 - the queue engine takes a second that `run` does not need
 
-        for submitted in Jobs(host).submit_sweep(headless.read(options.sweep), source="cli"):
+        recipes = parse_sweep(headless.read(options.sweep)).expand()
+        for submitted in Jobs(host).submit_sweep(recipes, source="cli")[1]:
             print(json.dumps({"run": submitted.run_id, "created": submitted.created}))
         return 0
     return headless.sweep(headless.read(options.sweep), host)

@@ -1,28 +1,15 @@
 """Write on from a prompt, token by token."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from backend.artifacts import OpenModel
 from backend.errors import UserError
-from backend.progress import Progress, Update
-
-
-class Sampling(BaseModel):
-    """How tokens are drawn: temperature 0 is greedy."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_tokens: Annotated[int, Field(ge=1, le=1024)] = 96
-    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    chat: bool = False
+from backend.sampling import Sampling
 
 
 def write(
@@ -60,11 +47,22 @@ def write(
     return answer
 
 
-def greedy(opened: OpenModel, tokenizer: Any, prompt: str, tokens: int, progress: Progress) -> list[int]:
-    """The greedy answer to a plain prompt."""
-    return write(
-        opened, tokenizer, prompt, Sampling(max_tokens=tokens), lambda _: progress(Update("generate", 0, 1))
-    )
+def greedy(opened: OpenModel, tokenizer: Any, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+    """Greedy answers of exactly `tokens` token ids to several plain prompts at once."""
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    longest = max(len(ids) for ids in encoded)
+    padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
+    with torch.inference_mode():
+        out = opened.model.generate(
+            padded.to(opened.device),
+            attention_mask=mask.to(opened.device),
+            do_sample=False,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            pad_token_id=opened.model.generation_config.pad_token_id or 0,
+        )
+    return out[:, longest:].tolist()
 
 
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> Tensor:

@@ -30,10 +30,11 @@ from sqlalchemy.exc import OperationalError
 
 from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted
 from backend.errors import UserError
-from backend.generate import Sampling
+from backend.sampling import Sampling
 from backend.host import Host
 from backend.models import facts
-from backend.recipe import Recipe, check_layers, sentence_of
+from backend.recipe import Recipe, check_layers, parse_sweep, sentence_of
+from backend.starter import starter_sweep
 from backend.text import check_text
 from store import files, generations, measurements, results, runs
 from store.database import Database, open_database
@@ -119,6 +120,12 @@ class Jobs:
         sweep_id = uuid.uuid4().hex[:12]
         shared = {"user": user, "source": source, "sweep_id": sweep_id}
         return sweep_id, [self.submit(recipe, priority=priority, **shared) for recipe in recipes]
+
+    def submit_starter(self) -> list[Submitted]:
+        """Queue the starter sweep when there was never a run here and the host wants one."""
+        if not self.host.starter or results.counts(self.database):
+            return []
+        return self.submit_sweep(parse_sweep(starter_sweep()).expand(), source="starter")[1]
 
     def cancel(self, run_id: str, user: str | None = None) -> str:
         """The status after asking: a queued run is cancelled at once, a running one within two seconds."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact
 from backend.evaluate import Subject, evaluate
-from backend.generate import Sampling, write
+from backend.generate import write
 from backend.host import Host
 from backend.models import facts
 from backend.pipeline import compress as compress_model
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, parse_recipe
+from backend.sampling import Sampling
 
 
 def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:

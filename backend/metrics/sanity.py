@@ -15,6 +15,7 @@ from torch import Tensor
 from backend.artifacts import OpenModel, compressed_modules
 from backend.evaluate import Measured, Result, Subject
 from backend.generate import greedy
+from backend.progress import Update
 from backend.registry import metric
 
 PROMPTS = (
@@ -42,10 +43,9 @@ def sanity(subject: Subject) -> Result:
     if not finite:
         result.broken = f"NaN or infinite values in {bad}" if bad else "the loss is NaN or infinite"
         return result
-    shares = []
-    for prompt in PROMPTS:
-        ids = greedy(opened, subject.tokenizer, prompt, _TOKENS, subject.progress)
-        shares.append(repeated_share(ids, _RUN))
+    subject.progress(Update("sanity", 0, 1, f"{len(PROMPTS)} greedy answers"))
+    answers = greedy(opened, subject.tokenizer, PROMPTS, _TOKENS)
+    shares = [repeated_share(ids, _RUN) for ids in answers]
     result.measurements.append(
         Measured("sanity.repetition", sum(shares) / len(shares), "share", True, stamp, n=len(PROMPTS))
     )

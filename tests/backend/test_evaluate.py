@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM
 
 from backend.artifacts import open_artifact
 from backend.evaluate import Subject, compare_logits, evaluate
-from backend.generate import Sampling, write
+from backend.generate import greedy, write
 from backend.host import Host
 from backend.metrics.sanity import repeated_share, unigram_perplexity
 from backend.pipeline import compress
 from backend.progress import silent
 from backend.recipe import parse_recipe
 from backend.registry import discover
+from backend.sampling import Sampling
 from tests.tiny import make_model, make_text
 
 RTN = {"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}
@@ -206,6 +207,14 @@ def test_greedy_writing_is_the_argmax_at_every_step(make_subject):
         for token in answer:
             assert int(subject.opened.model(ids).logits[0, -1].argmax()) == token
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_answers_written_together_are_those_written_alone(make_subject):
+    subject = make_subject()
+    prompts = ["the scale of", "a", "codes and zero"]
+    together = greedy(subject.opened, subject.tokenizer, prompts, 10)
+    alone = [greedy(subject.opened, subject.tokenizer, [prompt], 10)[0] for prompt in prompts]
+    assert together == alone
 
 
 def test_sampling_with_one_seed_is_repeatable_and_another_seed_differs(make_subject):
