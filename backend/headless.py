@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from backend.errors import UserError
 from backend.estimate import estimate
@@ -124,11 +125,11 @@ def _run(recipe: Recipe, host: Host) -> None:
 
 
 def _told() -> Progress:
-    last = {"time": 0.0, "stage": ""}
+    last: dict[str, Any] = {"time": 0.0, "stage": ""}
 
     def tell(update: Update) -> None:
         now = time.monotonic()
-        if update.stage != last["stage"] or now - float(last["time"]) >= 1:
+        if update.stage != last["stage"] or now - last["time"] >= 1:
             last.update(time=now, stage=update.stage)
             print(f"{update.stage} {update.done}/{update.total} {update.detail}".rstrip(), file=sys.stderr)
 

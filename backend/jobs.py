@@ -30,10 +30,10 @@ from sqlalchemy.exc import OperationalError
 
 from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted
 from backend.errors import UserError
-from backend.sampling import Sampling
 from backend.host import Host
 from backend.models import facts
 from backend.recipe import Recipe, check_layers, parse_sweep, sentence_of
+from backend.sampling import Sampling
 from backend.starter import starter_sweep
 from backend.text import check_text
 from store import files, generations, measurements, results, runs
