@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import headless
+from backend.assets import fetch, fetched
 from backend.errors import UserError
 from backend.host import Host
 from backend.recipe import parse_sweep
@@ -64,7 +65,14 @@ def _serve(options: argparse.Namespace, host: Host) -> None:
 
     from backend.jobs import Jobs  # noqa: PLC0415
 
-    Jobs(host).submit_starter()
+    if not fetched(host):
+        # Where nobody ran `make setup`, as on a Space. Without the assets, hub models and local folders still work.
+        try:
+            fetch(host, lambda update: print(f"{update.stage} {update.detail}", file=sys.stderr))
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    if fetched(host):
+        Jobs(host).submit_starter()
     worker = None
     if options.worker:
         worker = subprocess.Popen([sys.executable, __file__, "worker"], start_new_session=True)

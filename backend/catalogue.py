@@ -15,7 +15,8 @@ def methods_table() -> str:
         fields = ", ".join(f"`{name}` = {field.default}" for name, field in found.params.model_fields.items())
         number = found.paper.removeprefix("arXiv:")
         link = f"[{number}](https://arxiv.org/abs/{number})"
-        rows.append(f"| `{found.id}` | {found.summary} | {fields} | {link} |")
+        summary = found.summary.replace("|", "\\|")
+        rows.append(f"| `{found.id}` | {summary} | {fields} | {link} |")
     return "\n".join(rows)
 
 

@@ -51,7 +51,7 @@ class Estimate:
 def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) -> Estimate:
     """Sizes, time and peak memory of a run; UserError when the run cannot work, with the reason.
 
-    `history` holds one row per past run and phase: id, model, recipe (JSON), phase, seconds.
+    `history` holds one row per past run and phase: run_id, model, recipe (JSON), phase, seconds.
     """
     layout = facts(recipe.model, host)
     check_layers(recipe, layout.layers, layout.positions)
@@ -154,7 +154,7 @@ def _learned(history: pd.DataFrame | None, host: Host) -> tuple[Mapping[str, flo
     seen: dict[str, list[float]] = defaultdict(list)
     runs: list[tuple[list[tuple[str, str, float]], float]] = []
     layouts: dict[str, ModelFacts] = {}
-    for _, phases in history.groupby("id"):
+    for _, phases in history.groupby("run_id"):
         try:
             recipe = parse_recipe(str(phases["recipe"].iloc[0]))
             layout = layouts.setdefault(recipe.model, facts(recipe.model, host))
@@ -163,7 +163,8 @@ def _learned(history: pd.DataFrame | None, host: Host) -> tuple[Mapping[str, flo
             # A model that has gone, or a recipe of another version: it teaches nothing.
             continue
         taken = {
-            str(phase): float(value) for phase, value in zip(phases["phase"], phases["seconds"], strict=True)
+            str(phase).removeprefix("compress."): float(value)
+            for phase, value in zip(phases["phase"], phases["seconds"], strict=True)
         }
         runs.append((units, sum(taken.values())))
         for phase, unit, amount in units:

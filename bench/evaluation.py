@@ -1,7 +1,7 @@
 """Tokens per second of scoring 2048-token windows, beside a plain transformers loop in the same run.
 
-The plain loop makes the logits of a whole window, turns them to float32 and takes the cross-entropy. Both read the
-same windows in turn, so that a busy machine slows both.
+The plain loop makes the logits of a whole window, turns them to float32 and takes the cross-entropy. Both
+read the same windows in turn, so that a busy machine slows both.
 """
 
 import argparse

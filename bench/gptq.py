@@ -1,13 +1,14 @@
 """GPTQ of the whole embedded model beside a textbook implementation, block by block in the same run.
 
-The textbook walks as ours does, one sample at a time, gathers X'X for each of the seven linears, factors it, and
-quantizes column by column, updating all later columns after each. Printed are the seconds of the whole, of the solver
-alone (factor and columns), and the output error both leave.
+The textbook walks as ours does, one sample at a time, gathers X'X for each of the seven linears, factors it,
+and quantizes column by column, updating all later columns after each. Printed are the seconds of the whole and
+of the solver alone (factor and columns), and the output error both leave.
 """
 
 import argparse
 import sys
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def main() -> None:
         start = time.perf_counter()
         with Gatherer(model, groups, dict.fromkeys(names, "gram")) as gatherer:
             for first in range(0, 64, 8):
-                gatherer.feed(lambda first=first: run(block, states[first : first + 8]))
+                gatherer.feed(partial(run, block, states[first : first + 8]))
         found = {name: gatherer.of(group) for group in groups for name in group}
         solving = time.perf_counter()
         parts = {}
@@ -128,9 +129,8 @@ def main() -> None:
         states = outputs
         print(f"block {block + 1}: " + ", ".join(f"{k} {v:.1f} s" for k, v in spent.items()), flush=True)
     count = options.blocks * 7
-    print(
-        f"mean relative output error: ours {errors['ours'] / count:.5f}, textbook {errors['textbook'] / count:.5f}"
-    )
+    left = {name: error / count for name, error in errors.items()}
+    print(f"mean relative output error: ours {left['ours']:.5f}, textbook {left['textbook']:.5f}")
     whole, alone = spent["textbook"] / spent["ours"], spent["textbook, solver"] / spent["ours, solver"]
     print(f"ratio: whole {whole:.2f}, solver alone {alone:.2f}")
 

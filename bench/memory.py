@@ -1,6 +1,7 @@
 """Peak resident memory of compressing: the embedded model, and a random Llama of 1.1 billion weights.
 
-Each is compressed by GPTQ in a process of its own. The random folder (2.2 GB) is made in the data home and removed.
+Each is compressed by GPTQ in a process of its own. The random folder (2 GB) is made in
+the data home and removed again.
 """
 
 import argparse

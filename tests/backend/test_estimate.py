@@ -1,0 +1,98 @@
+"""Bytes are exact, times are learned from the runs before, reasons are given."""
+
+import pandas as pd
+import pytest
+
+from backend.errors import UserError
+from backend.estimate import estimate
+from backend.evaluate import Subject, evaluate
+from backend.host import Host
+from backend.pipeline import compress
+from backend.progress import silent
+from backend.recipe import parse_recipe
+from tests.tiny import make_model, make_text
+
+
+@pytest.fixture
+def host(tmp_path):
+    return Host.from_environment(
+        {
+            "PARETOSCOPE_HOME": str(tmp_path / "home"),
+            "PARETOSCOPE_ROOTS": str(tmp_path),
+            "PARETOSCOPE_DEVICE": "cpu",
+        }
+    )
+
+
+@pytest.fixture
+def make(tmp_path):
+    folder, text = make_model(tmp_path / "model"), make_text(tmp_path / "text.txt")
+
+    def recipe(*stages, samples=6):
+        return parse_recipe(
+            {
+                "model": str(folder),
+                "stages": list(stages),
+                "calibration": {"text": f"file:{text}", "samples": samples, "length": 64},
+                "evaluation": {"text": f"file:{text}", "length": 64, "windows": 2, "metrics": ["perplexity"]},
+            }
+        )
+
+    return recipe
+
+
+def stage(method, only=None, **params):
+    return {"method": method, "params": params, **({"only": only} if only else {})}
+
+
+CHAINS = [
+    [],
+    [stage("quantize.rtn", bits=3, group_size=16)],
+    [stage("quantize.rtn", bits=5, group_size=-1, symmetric=True)],
+    [stage("prune.magnitude", sparsity=0.37)],
+    [stage("prune.magnitude", sparsity=0.37, scope="row")],
+    [stage("prune.wanda", sparsity=0.37)],
+    [stage("prune.sparsegpt", sparsity=0.37)],
+    [stage("prune.wanda", pattern="4:8"), stage("quantize.gptq", bits=3, group_size=32)],
+    [stage("quantize.gptq", bits=2, group_size=16), stage("compensate.eora", rank=40)],
+    [
+        stage("prune.sparsegpt", pattern="2:4"),
+        stage("quantize.rtn", bits=4, group_size=16, only="*.mlp.*"),
+        stage("compensate.svd", rank=3),
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=range(len(CHAINS)))
+def test_the_estimated_bytes_are_those_of_the_artifact(chain, make, host, tmp_path):
+    recipe = make(*chain)
+    predicted = estimate(recipe, host)
+    artifact = tmp_path / "artifact.safetensors"
+    compress(recipe, host, artifact, tmp_path / "scratch", silent)
+    subject = Subject(recipe, host, artifact, tmp_path / "scratch", silent)
+    found = {m.metric: m.value for m in evaluate("size", subject).measurements}
+    assert predicted.packed_bytes == found["size.packed"]
+    assert predicted.linears_bytes == found["size.linears"]
+    assert predicted.embeddings_bytes == found["size.embeddings"]
+
+
+def test_more_calibration_takes_longer_and_history_sets_the_rates(make, host):
+    chain = [stage("quantize.gptq", bits=3, group_size=16)]
+    first = estimate(make(*chain), host)
+    assert estimate(make(*chain, samples=60), host).seconds > first.seconds
+    rows = []
+    for run in ("a", "b", "c"):
+        for phase, seconds in (
+            ("compress.load", 1.0), ("compress.statistics", 50.0), ("compress.outputs", 40.0),
+            ("compress.stage 1, quantize.gptq", 100.0), ("perplexity", 30.0), ("size", 0.1),
+        ):  # fmt: skip
+            rows.append({"run_id": run, "recipe": make(*chain).to_json(), "phase": phase, "seconds": seconds})
+    learned = estimate(make(*chain), host, pd.DataFrame(rows))
+    assert learned.seconds == pytest.approx(221, rel=0.35)
+    assert learned.seconds_error is not None
+    assert learned.seconds_error < 0.35
+
+
+def test_a_run_that_cannot_work_is_refused_with_the_reason(make, host):
+    with pytest.raises(UserError, match="does not divide"):
+        estimate(make(stage("quantize.rtn", group_size=48)), host)
