@@ -61,12 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace, host: Host) -> None:
     # Gradio and the queue engine take seconds that no other command needs.
+    from backend.jobs import Jobs  # noqa: PLC0415
     from ui.app import build, launch  # noqa: PLC0415
 
-    from backend.jobs import Jobs  # noqa: PLC0415
-
     if not fetched(host):
-        # Where nobody ran `make setup`, as on a Space. Without the assets, hub models and local folders still work.
+        # Where nobody ran `make setup`, as on a Space. Without them, hub models and local folders still work.
         try:
             fetch(host, lambda update: print(f"{update.stage} {update.detail}", file=sys.stderr))
         except UserError as error:

@@ -1,7 +1,7 @@
 """GPTQ of the whole embedded model beside a textbook implementation, block by block in the same run.
 
 The textbook walks as ours does, one sample at a time, gathers X'X for each of the seven linears, factors it,
-and quantizes column by column, updating all later columns after each. Printed are the seconds of the whole and
+and quantizes column by column, updating all later columns after each. Printed are the seconds of the whole,
 of the solver alone (factor and columns), and the output error both leave.
 """
 
