@@ -1,0 +1,64 @@
+"""The web application: pages put together, and served."""
+
+import os
+from collections.abc import Callable
+
+import gradio as gr
+
+from backend.host import Host
+from backend.jobs import Jobs
+from ui.pages import explore
+from ui.theme import CSS, theme
+
+# (name, path, what builds it); the first page is the front door.
+PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (("Explore", "", explore.build),)
+_MARK = (
+    '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.7" aria-hidden="true">'
+    '<path d="M2.5 1.5v16h16"/><path d="M5 4v5h4v3.5h4v2h4.5"/></svg>'
+)
+
+
+def build(host: Host) -> gr.Blocks:
+    """All pages; they share nothing but the store."""
+    jobs = Jobs(host)
+    demo = gr.Blocks(title="Paretoscope", analytics_enabled=False)
+    for name, path, build_page in PAGES:
+        with demo if not path else demo.route(name, f"/{path}"):
+            gr.Navbar(visible=False, main_page_name=False)
+            gr.HTML(_head(name), apply_default_css=False, elem_classes="plain")
+            build_page(demo, jobs)
+    demo.queue(default_concurrency_limit=8, max_size=256)
+    return demo
+
+
+def launch(
+    demo: gr.Blocks, host: Host, *, server_name: str | None = None, server_port: int | None = None
+) -> str:
+    """Serve until closed, without blocking; the address. Host and port fall back to Gradio's variables."""
+    _, address, _ = demo.launch(
+        server_name=server_name or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        server_port=server_port or int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        auth=list(host.auth) or None,
+        theme=theme(),
+        css=CSS,
+        prevent_thread_lock=True,
+        show_error=True,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        max_file_size="1mb",
+    )
+    return address
+
+
+def _head(here: str) -> str:
+    # Relative links keep working when a proxy serves the app below a path.
+    links = "".join(
+        f'<a href="./{path}"{" aria-current=page" if name == here else ""}>{name}</a>'
+        for name, path, _ in PAGES
+    )
+    return (
+        f'<header class="head"><a class="brand" href="./">{_MARK}Paretoscope</a><nav>{links}</nav></header>'
+    )

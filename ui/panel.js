@@ -1,0 +1,28 @@
+element.addEventListener('click', async event => {
+  const copy = event.target.closest('[data-copy]');
+  if (copy) {
+    const source = document.getElementById(copy.dataset.copy);
+    const label = copy.textContent;
+    try { await navigator.clipboard.writeText(source.textContent); copy.textContent = 'Copied'; }
+    catch (refused) { getSelection().selectAllChildren(source); copy.textContent = 'Selected'; }
+    setTimeout(() => { copy.textContent = label; }, 1500);
+    return;
+  }
+  if (event.target.closest('a')) return;
+  const sender = event.target.closest('[data-send]');
+  if (sender) trigger('select', {...sender.dataset});
+});
+element.addEventListener('keydown', event => {
+  if (event.key === 'Enter' && event.target.matches('tr[data-send]')) trigger('select', {...event.target.dataset});
+});
+
+// A new value must not throw the reader back to the top of what he was scrolling in; a log stays at its end.
+let top_ = 0, left = 0;
+element.addEventListener('scroll', event => {
+  if (event.target.matches?.('.rows')) { top_ = event.target.scrollTop; left = event.target.scrollLeft; }
+}, true);
+watch('value', () => {
+  const rows = element.querySelector('.rows');
+  if (rows) { rows.scrollTop = top_; rows.scrollLeft = left; }
+  for (const log of element.querySelectorAll('.log')) log.scrollTop = log.scrollHeight;
+});

@@ -1,0 +1,109 @@
+"""Panels of our own HTML: markup that escapes what it shows, clicks that reach Python, the page's address.
+
+An element with `data-send` sends its data attributes to `panel.select(handler)`; one with `data-copy` copies
+the text of the element with that id.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+_SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+_ADDRESS = """
+watch('value', () => {
+  const here = props.value === '?' ? location.pathname : props.value;
+  if (here) history.replaceState(history.state, '', here);
+});
+"""
+_DOWNLOAD = """
+watch('value', () => {
+  if (!props.value || !props.value.name) return;
+  const anchor = document.createElement('a');
+  anchor.href = URL.createObjectURL(new Blob([props.value.text], {type: props.value.type}));
+  anchor.download = props.value.name;
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
+});
+"""
+
+
+def panel(elem_id: str, value: str = "", **options: Any) -> gr.HTML:
+    """A place for markup of this file; all of it must have gone through `escape`."""
+    return gr.HTML(
+        value, elem_id=elem_id, js_on_load=_SCRIPT, elem_classes="plain",
+        apply_default_css=False, **options,
+    )  # fmt: skip
+
+
+def address(elem_id: str) -> gr.HTML:
+    """Writes its value (`?run=...`) into the address bar, so that the view can be passed on as a link."""
+    return gr.HTML("", elem_id=elem_id, html_template="", js_on_load=_ADDRESS, visible="hidden")
+
+
+def download(elem_id: str) -> gr.HTML:
+    """Saves its value {name, type, text} as a file on the reader's side; the server keeps no copy."""
+    return gr.HTML(None, elem_id=elem_id, html_template="", js_on_load=_DOWNLOAD, visible="hidden")
+
+
+def badge(text: str, tone: str = "") -> str:
+    """A small label; tones: good, bad, warn, info."""
+    return f'<span class="badge {tone}">{escape(text)}</span>'
+
+
+def button(label: str, action: str, run: str = "", danger: bool = False, hint: str = "") -> str:
+    """A small button that sends `action` and `run`."""
+    sent = f'data-send data-action="{escape(action)}" data-run="{escape(run)}"'
+    look = "act danger" if danger else "act"
+    title = escape(hint or label)
+    return f'<button type="button" class="{look}" {sent} title="{title}">{escape(label)}</button>'
+
+
+def link(label: str, address_: str) -> str:
+    """A link that looks like a small button."""
+    return f'<a class="act" href="{escape(address_)}">{escape(label)}</a>'
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """A two-column table of (label, markup)."""
+    body = "".join(
+        f'<tr><th scope="row">{escape(label)}</th><td class="num">{value}</td></tr>' for label, value in rows
+    )
+    return f'<table class="facts"><tbody>{body}</tbody></table>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric_from: int = 1) -> str:
+    """A table of markup cells; columns from `numeric_from` on stand right."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=num' if column >= numeric_from else ''}>{cell}</{tag}>"
+            for column, cell in enumerate(row)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    header = f"<thead><tr>{cells('th', [escape(name) for name in head])}</tr></thead>"
+    return f'<div class="scroll"><table class="facts">{header}<tbody>{body}</tbody></table></div>'
+
+
+def figures(values: Mapping[str, str]) -> str:
+    """A line of large numbers with small labels."""
+    body = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in values.items()
+    )
+    return f'<div class="figures">{body}</div>'
+
+
+def code(text: str, name: str) -> str:
+    """Text to copy, with the button that does it."""
+    return (
+        f'<div class="code"><pre id="{escape(name)}">{escape(text)}</pre>'
+        f'<button type="button" class="act" data-copy="{escape(name)}">Copy</button></div>'
+    )
+
+
+def banner(markup: str, tone: str = "") -> str:
+    """A notice across the page."""
+    return f'<div class="banner {tone}" role="status">{markup}</div>'
