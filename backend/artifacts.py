@@ -91,7 +91,10 @@ def load_model(facts: ModelFacts, host: Host) -> OpenModel:
     model: Any
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            facts.folder, dtype="auto", local_files_only=True, trust_remote_code=host.trust_remote_code
+            locate(facts.id, host),
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=host.trust_remote_code,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:200]

@@ -1,7 +1,6 @@
 """`python -m backend.footprint ARTIFACT HOME`: the memory that reading and writing take, as JSON."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -10,19 +9,9 @@ import torch
 
 from backend.artifacts import device_of, open_artifact
 from backend.host import Host
+from backend.resident import peak_bytes
 
 _PROMPT, _ANSWER = 512, 8
-
-
-def peak_resident() -> int:
-    """The most bytes this process ever had resident."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found.group(1)) * 1024
-    memory = psutil.Process().memory_info()
-    return getattr(memory, "peak_wset", memory.rss)
 
 
 @torch.inference_mode()
@@ -39,10 +28,9 @@ def main(artifact: str, home: str) -> None:
     for _ in range(_ANSWER):
         out = opened.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, ids = out.past_key_values, out.logits[:, -1:].argmax(dim=-1)
-    if device.type == "cuda":
-        peak, counted = torch.cuda.max_memory_allocated(device), "CUDA allocator peak"
-    else:
-        peak, counted = peak_resident() - before, "rise of the process's resident memory"
+    on_gpu = device.type == "cuda"
+    peak = peak_bytes() - (0 if on_gpu else before)
+    counted = "CUDA allocator peak" if on_gpu else "rise of the process's resident memory"
     protocol = {
         "prompt": prompt,
         "answer": _ANSWER,

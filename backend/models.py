@@ -8,11 +8,18 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from backend.assets import EMBEDDED_MODEL, model_folder
 from backend.errors import UserError
@@ -25,6 +32,7 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 # Causal masks and rotary tables that old checkpoints carry; models make their own.
 _BUFFER = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|inv_freq$")
 _MAX_HEADER = 100_000_000
+_TIED_BY_DEFAULT = ("gpt2", "opt", "gemma2", "gemma3_text")
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,6 @@ class ModelFacts:
     """
 
     id: str
-    folder: Path
     family: Family
     config: dict[str, Any]
     layers: dict[str, tuple[int, int]]
@@ -94,12 +101,65 @@ def catalogue(host: Host) -> list[ModelCard]:
     return list(CARDS)
 
 
-def locate(model: str, host: Host, download: bool = True) -> Path:
-    """The folder that holds the model's files; fetches a hub model when `download`.
+def locate(model: str, host: Host) -> Path:
+    """The folder that holds the model's files; a hub model is fetched when it is not here yet.
 
     Raises UserError when the name is no model here: the embedded one is not fetched, the folder is missing or
     outside the allowed roots, the hub does not know the id or cannot be reached.
     """
+    folder = _local(model, host)
+    if folder is not None:
+        return folder
+    _ask_hub(model)
+    try:
+        return Path(snapshot_download(model, allow_patterns=_FILES))
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise _unreachable(model, error) from None
+
+
+def facts(model: str, host: Host) -> ModelFacts:
+    """Read a model's layout; no weights are loaded, and those of a hub model are not even fetched.
+
+    Raises UserError on anything that is not a supported model.
+    """
+    folder = _local(model, host)
+    if folder is None:
+        config, stored, mark = _hub_layout(model)
+    else:
+        config, stored, mark = _config(folder, model), {}, fingerprint_of(folder, host)
+    family = family_of(str(config.get("model_type")), model)
+    if folder is not None:
+        stored = _headers(folder, model)
+    tensors: dict[str, tuple[tuple[int, ...], int]] = {}
+    layers: dict[str, tuple[int, int]] = {}
+    linears = {name for group in family.linears for name in group}
+    tied = config.get("tie_word_embeddings", config["model_type"] in _TIED_BY_DEFAULT)
+    block = re.compile(re.escape(family.blocks) + r"\.\d+\.(.+)\.weight")
+    for stored_name, (shape, size) in stored.items():
+        if _BUFFER.search(stored_name):
+            continue
+        name = family.prefixed(stored_name)
+        if tied and name == f"{family.head}.weight":
+            continue
+        tensors[name] = (shape, size)
+        found = block.fullmatch(name)
+        if found and found.group(1) in linears and len(shape) == 2:
+            rows, inputs = reversed(shape) if family.transposed else shape
+            layers[name.removesuffix(".weight")] = (rows, inputs)
+    if not layers:
+        raise UserError(f"model {model}: no linear of a {family.name} block in its safetensors files")
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    return ModelFacts(model, family, config, layers, tensors, positions, mark)
+
+
+def fingerprint(model: str, host: Host) -> str:
+    """sha256 (64 hex digits) over configuration and weights; of a hub model, over its id and commit."""
+    folder = _local(model, host)
+    return _hub_layout(model)[2] if folder is None else fingerprint_of(folder, host)
+
+
+def _local(model: str, host: Host) -> Path | None:
+    """The model's folder if it is on this machine; None for a hub model that has to be fetched first."""
     if model == EMBEDDED_MODEL:
         folder = model_folder(host)
         if not (folder / "config.json").exists():
@@ -120,59 +180,63 @@ def locate(model: str, host: Host, download: bool = True) -> Path:
             f"allowed: {EMBEDDED_MODEL}, a hub id like Qwen/Qwen2.5-0.5B, or a folder"
         )
     try:
-        return Path(snapshot_download(model, allow_patterns=_FILES, local_files_only=True))
+        folder = Path(snapshot_download(model, allow_patterns=_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
-        pass
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def _ask_hub(model: str) -> str:
+    """The commit that the hub would serve; asked first, since a download retries for long."""
     try:
-        HfApi().model_info(model, timeout=5)
-        wanted = _FILES if download else ["config.json"]
-        return Path(snapshot_download(model, allow_patterns=wanted))
+        return str(HfApi().model_info(model, timeout=5).sha)
     except RepositoryNotFoundError:
         raise UserError(f"model {model}: the hub knows no public model of that name") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).split("\n")[0][:150]
+    except (OfflineModeIsEnabled, HTTPError, OSError) as error:
+        raise _unreachable(model, error) from None
+
+
+@lru_cache(maxsize=64)
+def _hub_layout(model: str) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int]], str]:
+    """(configuration, headers, fingerprint) of a hub model, from a few kilobytes of it."""
+    commit = _ask_hub(model)
+    try:
+        config = _config(Path(hf_hub_download(model, "config.json", revision=commit)).parent, model)
+        found = HfApi().get_safetensors_metadata(model, revision=commit)
+    except NotASafetensorsRepoError:
         raise UserError(
-            f"model {model}: not on this machine and the hub cannot be reached ({reason}); "
-            f"{EMBEDDED_MODEL} and local folders work without it"
+            f"model {model}: no safetensors in it; pickled weights are not loaded for safety"
         ) from None
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise _unreachable(model, error) from None
+    stored = {
+        name: (tuple(entry.shape), entry.data_offsets[1] - entry.data_offsets[0])
+        for file in found.files_metadata.values()
+        for name, entry in file.tensors.items()
+    }
+    return config, stored, _hub_fingerprint(model, commit)
 
 
-def facts(model: str, host: Host) -> ModelFacts:
-    """Read a model's layout; no weights are loaded. UserError on anything that is not a supported model."""
-    folder = locate(model, host)
-    config = _config(folder, model)
-    family = family_of(str(config.get("model_type")), model)
-    stored = _headers(folder, model)
-    tensors: dict[str, tuple[tuple[int, ...], int]] = {}
-    layers: dict[str, tuple[int, int]] = {}
-    linears = {name for group in family.linears for name in group}
-    tied = config.get("tie_word_embeddings", config["model_type"] in ("gpt2", "opt", "gemma2", "gemma3_text"))
-    block = re.compile(re.escape(family.blocks) + r"\.\d+\.(.+)\.weight")
-    for stored_name, (shape, size) in stored.items():
-        if _BUFFER.search(stored_name):
-            continue
-        name = family.prefixed(stored_name)
-        if tied and name == f"{family.head}.weight":
-            continue
-        tensors[name] = (shape, size)
-        found = block.fullmatch(name)
-        if found and found.group(1) in linears and len(shape) == 2:
-            layers[name.removesuffix(".weight")] = (
-                (shape[1], shape[0]) if family.transposed else (shape[0], shape[1])
-            )
-    if not layers:
-        raise UserError(f"model {model}: no linear of a {family.name} block in its safetensors files")
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    return ModelFacts(model, folder, family, config, layers, tensors, positions, fingerprint_of(folder, host))
+def _hub_fingerprint(model: str, commit: str) -> str:
+    return hashlib.sha256(f"hub:{model}@{commit}".encode()).hexdigest()
 
 
-def fingerprint(model: str, host: Host) -> str:
-    """sha256 (64 hex digits) over configuration and weights of a model."""
-    return fingerprint_of(locate(model, host), host)
+def _unreachable(model: str, error: Exception) -> UserError:
+    reason = str(error).split("\n")[0][:150]
+    return UserError(
+        f"model {model}: not on this machine and the hub cannot be reached ({reason}); "
+        f"{EMBEDDED_MODEL} and local folders work without it"
+    )
 
 
 def fingerprint_of(folder: Path, host: Host) -> str:
-    """sha256 over config.json and all safetensors files, remembered by their size and time."""
+    """sha256 over config.json and all safetensors files, remembered by their size and time.
+
+    A snapshot of the hub is known by its commit: a model has one fingerprint before and after it is fetched.
+    """
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        name = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        return _hub_fingerprint(name, folder.name)
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
     memory = host.cache / "fingerprints.json"
     known: dict[str, str] = {}

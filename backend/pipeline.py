@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,6 +34,7 @@ from backend.parts import CompressedLinear, LowRank, Part, rebuild
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers
 from backend.registry import Method, Need, discover
+from backend.resident import forget_peak, peak_bytes
 from backend.statistics import Gatherer
 from backend.text import calibration
 from backend.views import Layer, Statistics, Work
@@ -58,7 +58,7 @@ class Report:
         start = time.perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        self.peak_bytes = max(self.peak_bytes, psutil.Process().memory_info().rss)
+        self.peak_bytes = peak_bytes()
 
 
 @torch.inference_mode()
@@ -68,6 +68,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
     Raises UserError for a recipe or model that cannot work; whatever `progress` raises stops the work.
     """
     report = Report()
+    forget_peak()
     with report.timed("load"):
         progress(Update("load", 0, 1, recipe.model))
         layout = facts(recipe.model, host)
@@ -429,18 +430,18 @@ def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple
 
     output: tr(D C Dᵀ) / tr(W C Wᵀ) with D = W - Ŵ; norms: with the diagonal of C alone; weight: with C = I.
     """
-    error = (weight - now).double()
-    full = weight.double()
+    lost, whole = weight - now, weight
     if statistics.gram is not None:
-        lost, all_ = ((m @ statistics.gram * m).sum().item() for m in (error, full))
+        gram = statistics.once("single", lambda: statistics.gram.float())  # type: ignore[union-attr]
+        sizes = [float((m @ gram).mul_(m).sum(dtype=torch.float64)) for m in (lost, whole)]
         seen = "output"
     elif statistics.squares is not None:
-        lost, all_ = ((m.square() @ statistics.squares).sum().item() for m in (error, full))
+        sizes = [float((m.double().square() @ statistics.squares).sum()) for m in (lost, whole)]
         seen = "norms"
     else:
-        lost, all_ = (m.square().sum().item() for m in (error, full))
+        sizes = [float(m.square().sum(dtype=torch.float64)) for m in (lost, whole)]
         seen = "weight"
-    return (lost / all_ if all_ > 0 else math.nan if lost > 0 else 0.0), seen
+    return (sizes[0] / sizes[1] if sizes[1] > 0 else math.nan if sizes[0] > 0 else 0.0), seen
 
 
 def _write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:

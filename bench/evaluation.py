@@ -16,7 +16,7 @@ from backend.artifacts import load_model, load_tokenizer
 from backend.assets import EMBEDDED_MODEL
 from backend.evaluate import final_states, token_losses
 from backend.host import Host
-from backend.models import facts
+from backend.models import facts, locate
 from backend.text import evaluation
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     host = Host.from_environment()
     layout = facts(EMBEDDED_MODEL, host)
     opened = load_model(layout, host)
-    plain = AutoModelForCausalLM.from_pretrained(layout.folder, dtype=torch.bfloat16).eval()
+    plain = AutoModelForCausalLM.from_pretrained(locate(EMBEDDED_MODEL, host), dtype=torch.bfloat16).eval()
     windows = evaluation(options.text, load_tokenizer(EMBEDDED_MODEL, host), 2048, options.windows, host).ids
     spent = {"plain loop": 0.0, "paretoscope": 0.0, "blocks alone": 0.0}
     losses: dict[str, list[float]] = {"plain loop": [], "paretoscope": []}
