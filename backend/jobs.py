@@ -48,6 +48,8 @@ MOST_ANSWERS = 8
 _PROGRESS_SECONDS, _LOOK_SECONDS, _BEAT_SECONDS, _TEXT_SECONDS = 1.0, 0.4, 2.0, 0.2
 # What share of a run a step is, roughly; only the progress bar knows it.
 _WEIGHTS = {"compress": 2.0, "perplexity": 1.0, "divergence": 1.0}
+# On SQLite the engine counts time in seconds: within one priority the tickets keep the order.
+_TICKETS = 2_000_000
 _COUNTED_STAGES = ("compress", "evaluate")
 
 
@@ -329,9 +331,13 @@ class Worker:
         for generation_id in generations.claim_stale(self.database, self.name, self.host.stale_after):
             client.resume_workflow(generation_id, queue_name=INTERACTIVE)
         # Somebody was killed between store and queue, and the two disagree: a new ticket is always safe.
-        for run_id, _, priority in runs.waiting(self.database)[:1]:
+        for run_id, ticket, priority in runs.waiting(self.database)[:1]:
+            known = client.list_workflows(
+                workflow_ids=[_workflow_id(run_id, ticket)], status=["ENQUEUED", "PENDING"], load_input=False
+            )
             row = results.run(self.database, run_id)
-            if not self._busy and row is not None and time.time() - row["enqueued"] > self.host.stale_after:
+            waited = row is not None and time.time() - row["enqueued"] > self.host.stale_after
+            if not known and not self._busy and waited:
                 fresh = runs.set_priority(self.database, run_id, priority)
                 if fresh is not None:
                     _enqueue_run(client, run_id, fresh, priority)
@@ -578,7 +584,7 @@ def _enqueue_run(client: DBOSClient, run_id: str, ticket: int, priority: int) ->
         "workflow_name": "run",
         "queue_name": COMPUTE,
         "workflow_id": _workflow_id(run_id, ticket),
-        "priority": max(1, priority),
+        "priority": max(1, priority) * _TICKETS + ticket % _TICKETS,
     }
     client.enqueue(options, run_id, ticket)
 

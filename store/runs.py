@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from store.database import Database
 from store.tables import Log, Run, Worker
-from store.writes import bump, clean, upsert
+from store.writes import bump, clean, next_ticket, upsert
 
 LONGEST_LINE = 2000
 KEPT_LINES = 2000
@@ -56,7 +56,7 @@ def create_run(
             if row is not None:
                 ticket = _requeue(connection, run_id, now, asked)
             else:
-                ticket = 1
+                ticket = next_ticket(connection)
                 connection.execute(
                     insert(Run).values(
                         id=run_id,
@@ -101,7 +101,7 @@ def set_priority(database: Database, run_id: str, priority: int) -> int | None:
         row = _locked(connection, run_id)
         if row is None or row.status != "queued":
             return None
-        ticket = row.ticket + 1
+        ticket = next_ticket(connection)
         connection.execute(update(Run).where(Run.id == run_id).values(priority=priority, ticket=ticket))
         bump(connection)
         return ticket
@@ -290,7 +290,7 @@ def _requeue(connection: Connection, run_id: str, now: float, asked: Mapping[str
         .values(
             status="queued",
             attempt=Run.attempt + 1,
-            ticket=Run.ticket + 1,
+            ticket=next_ticket(connection),
             enqueued=now,
             cancel_requested=False,
             **dict.fromkeys(_CLEARED),

@@ -19,6 +19,14 @@ def bump(connection: Connection, *, point: str | None = None) -> None:
         connection.execute(update(Run).where(Run.id == point).values(version=newest))
 
 
+def next_ticket(connection: Connection) -> int:
+    """A number never given before, not even to a run that was removed; it also says who came first."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(Counter).values(name="tickets", value=1)
+    counted = statement.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + 1})
+    return int(connection.execute(counted.returning(Counter.value)).scalar_one())
+
+
 def upsert(
     connection: Connection, table: type[Table], values: Mapping[str, Any], key: tuple[str, ...]
 ) -> None:

@@ -208,6 +208,27 @@ def test_lower_priorities_run_first_and_a_queued_run_can_be_moved(
     assert calls(shared, moved).count("compress") == 1
 
 
+def test_runs_of_one_priority_run_in_the_order_they_were_asked_for(
+    shared: Jobs, ask: Callable[..., Recipe]
+) -> None:
+    blocker = shared.submit(ask("slow-compress"))
+    wait_for(shared, blocker.run_id, "running")
+    _, asked = shared.submit_sweep([ask() for _ in range(6)])
+    let_go(shared, blocker.run_id)
+    rows = [wait_for(shared, submitted.run_id, "done") for submitted in asked]
+    assert [row["started"] for row in rows] == sorted(row["started"] for row in rows)
+
+
+def test_a_removed_run_can_be_asked_for_again(shared: Jobs, ask: Callable[..., Recipe]) -> None:
+    recipe = ask()
+    run_id = shared.submit(recipe).run_id
+    wait_for(shared, run_id, "done")
+    shared.remove(run_id)
+    assert shared.submit(recipe).created
+    wait_for(shared, run_id, "done")
+    assert calls(shared, run_id).count("compress") == 2
+
+
 @pytest.mark.parametrize("behaviour", ["slow-compress", "deaf-compress", "slow-divergence"])
 def test_cancelling_a_running_run_takes_less_than_two_seconds(
     shared: Jobs, ask: Callable[..., Recipe], behaviour: str

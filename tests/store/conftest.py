@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from store import runs
+from store import results, runs
 from store.database import Database, open_database
 
 WORKER = "worker"
@@ -17,6 +17,13 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database = open_database(f"sqlite:///{tmp_path / 'results.sqlite'}")
     yield database
     database.close()
+
+
+def ticket(database: Database, run_id: str) -> int:
+    """The current ticket of a run."""
+    row = results.run(database, run_id)
+    assert row is not None
+    return int(row["ticket"])
 
 
 @pytest.fixture
@@ -41,7 +48,7 @@ def start(database: Database, add: Callable[..., str]) -> Callable[..., str]:
 
     def run(**fields: object) -> str:
         run_id = add(**fields)
-        assert runs.start_run(database, run_id, 1, WORKER)
+        assert runs.start_run(database, run_id, ticket(database, run_id), WORKER)
         return run_id
 
     return run

@@ -9,6 +9,7 @@ import pytest
 
 from store import generations, measurements, results, runs
 from store.database import Database
+from tests.store.conftest import ticket
 
 WORKER = "worker"
 ENGLISH = {"text": "wikipedia-en", "digest": "e" * 16, "window": 2048, "windows": 24, "tokens": 49128}
@@ -68,7 +69,7 @@ def test_points_follow_every_change(database: Database, start: Callable[..., str
     assert list(points.loc[[first, second], "perplexity"]) == [20.0, 31.0]
     assert points.loc[second, "size.packed"] == 5.0
     measurements.save_measurements(database, first, measurements=[], broken="repeats itself")
-    runs.finish_run(database, first, 1, WORKER, "done")
+    runs.finish_run(database, first, ticket(database, first), WORKER, "done")
     assert results.points(database).set_index("id").loc[first, ["broken", "status"]].tolist() == [
         "repeats itself",
         "done",
@@ -150,7 +151,7 @@ def test_estimates_learn_from_finished_runs_only(database: Database, start: Call
     measurements.save_compression(
         database, done, artifact="a", layers=[], seconds={"compress.load": 1.0}, report={}
     )
-    runs.finish_run(database, done, 1, WORKER, "done")
+    runs.finish_run(database, done, ticket(database, done), WORKER, "done")
     learnt = results.recent_seconds(database)
     assert dict(zip(learnt["phase"], learnt["seconds"], strict=True)) == {
         "perplexity": 3.0,

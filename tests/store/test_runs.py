@@ -8,6 +8,7 @@ import pytest
 
 from store import measurements, results, runs
 from store.database import Database
+from tests.store.conftest import ticket
 
 WORKER = "worker"
 
@@ -75,7 +76,10 @@ def test_cancel_is_at_once_for_queued_and_lost_runs_and_asked_of_running_ones(
     assert runs.request_cancel(database, add()) == "cancelled"
     running = start()
     assert runs.request_cancel(database, running) == "running"
-    assert runs.report_progress(database, running, 1, WORKER, stage="compress") is True
+    number = ticket(database, running)
+    assert runs.report_progress(database, running, number, WORKER, stage="compress") is True
+        runs.report_progress(database, running, ticket(database, running), WORKER, stage="compress") is True
+    )
     assert runs.request_cancel(database, start(), stale_after=-1.0) == "cancelled"
 
 
@@ -86,7 +90,7 @@ def test_a_silent_workers_runs_go_to_one_other_worker(database: Database, start:
     assert runs.claim_stale(database, WORKER, 0.0) == []
     assert runs.claim_stale(database, "other", 0.0) == [(run_id, 1)]
     assert runs.claim_stale(database, "third", 30.0) == []
-    assert runs.should_stop(database, run_id, 1, WORKER) is True
+    assert runs.should_stop(database, run_id, ticket(database, run_id), WORKER) is True
 
 
 def test_removing_takes_everything_but_never_a_running_run(
@@ -97,7 +101,7 @@ def test_removing_takes_everything_but_never_a_running_run(
     measurements.save_measurements(database, run_id, measurements=[number])
     runs.append_log(database, run_id, ["line"])
     assert not runs.remove_run(database, run_id)
-    runs.finish_run(database, run_id, 1, WORKER, "done")
+    runs.finish_run(database, run_id, ticket(database, run_id), WORKER, "done")
     assert runs.remove_run(database, run_id)
     assert results.run(database, run_id) is None
     assert results.measurements(database, [run_id]).empty
@@ -126,15 +130,15 @@ def test_every_visible_write_grows_the_data_version(database: Database, add: Cal
 
     run_id = add()
     look(point=True)
-    runs.start_run(database, run_id, 1, WORKER)
+    runs.start_run(database, run_id, ticket(database, run_id), WORKER)
     look(point=True)
-    runs.report_progress(database, run_id, 1, WORKER, done=1)
+    runs.report_progress(database, run_id, ticket(database, run_id), WORKER, done=1)
     look(point=False)
     runs.append_log(database, run_id, ["line"])
     look(point=False)
     runs.request_cancel(database, run_id)
     look(point=True)
-    runs.finish_run(database, run_id, 1, WORKER, "cancelled")
+    runs.finish_run(database, run_id, ticket(database, run_id), WORKER, "cancelled")
     look(point=True)
     runs.retry_run(database, run_id)
     look(point=True)
