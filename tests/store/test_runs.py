@@ -78,8 +78,6 @@ def test_cancel_is_at_once_for_queued_and_lost_runs_and_asked_of_running_ones(
     assert runs.request_cancel(database, running) == "running"
     number = ticket(database, running)
     assert runs.report_progress(database, running, number, WORKER, stage="compress") is True
-        runs.report_progress(database, running, ticket(database, running), WORKER, stage="compress") is True
-    )
     assert runs.request_cancel(database, start(), stale_after=-1.0) == "cancelled"
 
 
