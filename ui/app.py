@@ -7,11 +7,16 @@ import gradio as gr
 
 from backend.host import Host
 from backend.jobs import Jobs
-from ui.pages import explore
+from ui.pages import about, compress, explore, queue
 from ui.theme import CSS, theme
 
 # (name, path, what builds it); the first page is the front door.
-PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (("Explore", "", explore.build),)
+PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
+    ("Explore", "", explore.build),
+    ("Compress", "compress", compress.build),
+    ("Queue", "queue", queue.build),
+    ("About", "about", about.build),
+)
 _MARK = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.7" aria-hidden="true">'
     '<path d="M2.5 1.5v16h16"/><path d="M5 4v5h4v3.5h4v2h4.5"/></svg>'
@@ -24,7 +29,6 @@ def build(host: Host) -> gr.Blocks:
     demo = gr.Blocks(title="Paretoscope", analytics_enabled=False)
     for name, path, build_page in PAGES:
         with demo if not path else demo.route(name, f"/{path}"):
-            gr.Navbar(visible=False, main_page_name=False)
             gr.HTML(_head(name), apply_default_css=False, elem_classes="plain")
             build_page(demo, jobs)
     demo.queue(default_concurrency_limit=8, max_size=256)

@@ -66,6 +66,30 @@ def link(label: str, address_: str) -> str:
     return f'<a class="act" href="{escape(address_)}">{escape(label)}</a>'
 
 
+def outside(label: str, url: str) -> str:
+    """A link that leaves the app."""
+    return f'<a href="{escape(url)}" target="_blank" rel="noopener">{escape(label)}</a>'
+
+
+def paper(reference: str) -> str:
+    """A paper such as `arXiv:2210.17323` as a link."""
+    archive, _, number = reference.partition(":")
+    if archive.lower() != "arxiv":
+        return escape(reference)
+    return outside(f"arXiv {number}", f"https://arxiv.org/abs/{number}")
+
+
+def card(body: str, elem_id: str = "", look: str = "") -> str:
+    """A framed part of a page."""
+    named = f' id="{escape(elem_id)}"' if elem_id else ""
+    return f'<div class="panel {look}"{named}>{body}</div>'
+
+
+def top(left: str, right: str) -> str:
+    """The first line of a card: what it is about, and what can be done."""
+    return f'<div class="acts top"><span class="acts">{left}</span><span class="acts">{right}</span></div>'
+
+
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """A two-column table of (label, markup)."""
     body = "".join(

@@ -8,6 +8,29 @@ MISSING = "\N{EN DASH}"
 # Of each, 0.9 is shown as 90 %.
 _SHARES = ("divergence.agreement", "divergence.flips", "sanity.repetition")
 
+# In the order in which cards and tables show them.
+TITLES = {
+    "perplexity": "Perplexity",
+    "divergence.kl": "KL from dense, mean",
+    "divergence.kl_median": "KL, median",
+    "divergence.kl_p99": "KL, 99th percentile",
+    "divergence.kl_reverse": "KL to dense, mean",
+    "divergence.agreement": "Top-1 agreement",
+    "divergence.flips": "Flips",
+    "size.packed": "Packed size",
+    "size.linears": "of it linears",
+    "size.embeddings": "of it embeddings",
+    "size.rest": "of it norms, biases",
+    "size.file": "File on disk",
+    "size.bits_per_weight": "Bits per compressed weight",
+    "size.bits_per_parameter": "Bits per parameter",
+    "memory.peak": "Peak memory",
+    "speed.prefill": "Prefill",
+    "speed.decode": "Decode",
+    "sanity.repetition": "Repetition in samples",
+    "sanity.finite": "All outputs finite",
+}
+
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a cell of a result table holds a finite number."""

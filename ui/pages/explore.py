@@ -15,9 +15,9 @@ from backend.registry import discover
 from store import results
 from store.database import Database
 from ui import charts
-from ui.panel import address, badge, banner, button, code, download, link, panel, table
+from ui.panel import address, badge, banner, button, code, download, link, panel, table, top
 from ui.plot import plot
-from ui.quantities import MISSING, age, difference, duration, measured, significant, with_error
+from ui.quantities import MISSING, TITLES, age, difference, duration, measured, significant, with_error
 
 MOST_ROWS = 200
 _NUMBERS = (
@@ -30,27 +30,6 @@ _NUMBERS = (
     ("Peak memory", "memory.peak"),
     ("Bits/weight", "size.bits_per_weight"),
 )
-_TITLES = {
-    "perplexity": "Perplexity",
-    "divergence.kl": "KL from dense, mean",
-    "divergence.kl_median": "KL, median",
-    "divergence.kl_p99": "KL, 99th percentile",
-    "divergence.kl_reverse": "KL to dense, mean",
-    "divergence.agreement": "Top-1 agreement",
-    "divergence.flips": "Flips",
-    "size.packed": "Packed size",
-    "size.linears": "of it linears",
-    "size.embeddings": "of it embeddings",
-    "size.rest": "of it norms, biases",
-    "size.file": "File on disk",
-    "size.bits_per_weight": "Bits per compressed weight",
-    "size.bits_per_parameter": "Bits per parameter",
-    "memory.peak": "Peak memory",
-    "speed.prefill": "Prefill",
-    "speed.decode": "Decode",
-    "sanity.repetition": "Repetition in samples",
-    "sanity.finite": "All outputs finite",
-}
 
 
 @dataclass(frozen=True)
@@ -264,10 +243,9 @@ def _heading(run: Mapping[str, Any]) -> str:
     failure = (
         f'<p class="bad-ink">{escape(str(run["error"]).strip().splitlines()[-1])}</p>' if run["error"] else ""
     )
+    name = f'{status_badge(run)}<span class="note mono">{run["id"]}</span>'
     return (
-        f'<div class="acts">{status_badge(run)} <span class="note mono">{run["id"]}</span>'
-        f'<span style="margin-left:auto">{button("Close", "close")}</span></div>'
-        f'<h3 style="margin-top:8px">{escape(run["chain"])}</h3>'
+        f"{top(name, button('Close', 'close'))}<h3>{escape(run['chain'])}</h3>"
         f'<p class="note">{text}; by {escape(run["user"])}, {age(run["finished"] or run["created"])}</p>'
         f'{cause}{failure}<div class="acts" style="margin-top:8px">{"".join(actions)}</div>'
     )
@@ -279,7 +257,7 @@ def _numbers(found: pd.DataFrame, run_id: str, dense_id: str, protocol: str) -> 
     own = found[found["run_id"] == run_id].set_index("metric")
     dense = found[found["run_id"] == dense_id].set_index("metric")["value"].to_dict()
     lines = []
-    for metric, title in _TITLES.items():
+    for metric, title in TITLES.items():
         if metric not in own.index:
             continue
         value, stderr = own.loc[metric, "value"], own.loc[metric, "stderr"]
