@@ -7,7 +7,7 @@ import gradio as gr
 
 from backend.host import Host
 from backend.jobs import Jobs
-from ui.pages import about, compress, explore, queue
+from ui.pages import about, compare, compress, explore, queue
 from ui.theme import CSS, theme
 
 # (name, path, what builds it); the first page is the front door.
@@ -15,6 +15,7 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
     ("Explore", "", explore.build),
     ("Compress", "compress", compress.build),
     ("Queue", "queue", queue.build),
+    ("Compare", "compare", compare.build),
     ("About", "about", about.build),
 )
 _MARK = (

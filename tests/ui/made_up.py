@@ -49,7 +49,7 @@ def number(
 ) -> dict[str, Any]:
     return {
         "metric": metric, "text": protocol.get("text"), "value": value, "stderr": stderr, "n": 8, "unit": "",
-        "lower_is_better": True, "protocol": protocol, "seconds": 1.0,
+        "lower_is_better": metric != "divergence.agreement", "protocol": protocol, "seconds": 1.0,
     }  # fmt: skip
 
 
