@@ -83,7 +83,7 @@ def methods() -> None:
 
 def bench(names: list[str], host: Host) -> int:
     """Run scripts of the bench folder by name; without names, list them."""
-    known = sorted(file.stem for file in _BENCHES.glob("*.py"))
+    known = sorted(file.stem for file in _BENCHES.glob("[a-z]*.py"))
     if not names:
         print("\n".join(known))
     for name in names:

@@ -53,6 +53,7 @@ def gptq(
     zero_rows = middle if zeros is None else zeros.T.contiguous()
     kept_rows = None if kept is None else kept.T[order].contiguous()
     groups_of_columns = (order // width).tolist()
+    scales_by_group, zeros_by_group = scale_rows.unbind(), zero_rows.unbind()
 
     def refit(start: int, columns: Tensor) -> None:
         group = start // width
@@ -62,7 +63,8 @@ def gptq(
             zero_rows[group] = zero[:, 0]
 
     def assign(j: int, column: Tensor) -> Tensor:
-        scale, zero = scale_rows[groups_of_columns[j]], zero_rows[groups_of_columns[j]]
+        group = groups_of_columns[j]
+        scale, zero = scales_by_group[group], zeros_by_group[group]
         codes = (column / scale).round_().add_(zero).clamp_(0, 2**bits - 1)
         value = codes.sub_(zero).mul_(scale)
         return value if kept_rows is None else value * kept_rows[j]

@@ -1,0 +1,127 @@
+"""The commands without a page, as a person types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from backend.artifacts import open_artifact
+from backend.host import Host
+from backend.parts import combined
+from tests.tiny import make_model, make_text
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def call(tmp_path):
+    """Run `python app.py ...` with a home of its own; (exit code, stdout, stderr)."""
+    environ = {
+        **os.environ, "PARETOSCOPE_HOME": str(tmp_path / "home"), "PARETOSCOPE_ROOTS": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+    def run(*arguments, stdin=""):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "app.py"), *map(str, arguments)],
+            input=stdin, capture_output=True, text=True, env=environ, cwd=tmp_path, timeout=300,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    text = make_text(tmp_path / "text.txt")
+    return {
+        "model": str(make_model(tmp_path / "model")),
+        "stages": [{"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}],
+        "evaluation": {"text": f"file:{text}", "length": 64, "windows": 4},
+    }
+
+
+def test_run_prints_one_json_object_per_measurement_and_export_writes_both_formats(call, recipe, tmp_path):
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe))
+    code, out, err = call("run", file)
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    named = {row["metric"]: row for row in rows}
+    assert {"perplexity", "divergence.kl", "size.packed", "size.file", "sanity.finite"} <= set(named)
+    assert all(
+        {"run", "value", "stderr", "n", "unit", "lower_is_better", "protocol", "seconds"} <= set(row)
+        for row in rows
+    )
+    assert "evaluate" in err
+
+    run_id = rows[0]["run"]
+    code, out, err = call("export", run_id, "--format", "safetensors", "--to", tmp_path / "packed")
+    assert code == 0, err
+    host = Host.from_environment({"PARETOSCOPE_HOME": str(tmp_path / "home"), "PARETOSCOPE_DEVICE": "cpu"})
+    ours = open_artifact(tmp_path / "packed" / "artifact.safetensors", host).model
+    assert (tmp_path / "packed" / "artifact.safetensors").stat().st_size == named["size.file"]["value"]
+
+    code, out, err = call("export", run_id, "--format", "transformers", "--to", tmp_path / "plain")
+    assert code == 0, err
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    ids = torch.arange(30)[None] + 4
+    with torch.inference_mode():
+        assert torch.equal(plain(ids).logits, ours(ids).logits)
+    module = ours.get_submodule("model.layers.0.mlp.up_proj")
+    assert torch.equal(plain.get_submodule("model.layers.0.mlp.up_proj").weight, combined(module.parts))
+
+    code, _, err = call("export", run_id, "--format", "gguf", "--to", tmp_path / "other")
+    assert code == 1
+    assert "allowed: safetensors, transformers" in err
+    code, _, err = call("export", run_id, "--format", "transformers", "--to", tmp_path / "plain")
+    assert code == 1
+    assert "not an empty folder" in err
+
+
+def test_a_bad_recipe_is_one_sentence_on_stderr_and_exit_code_one(call, recipe):
+    recipe["stages"][0]["params"]["bits"] = 11
+    code, out, err = call("run", "-", stdin=json.dumps(recipe))
+    assert (code, out) == (1, "")
+    assert err == "error: stage 1, quantize.rtn: bits is 11; allowed: a whole number from 2 to 8\n"
+
+
+def test_a_sweep_runs_every_recipe_and_can_be_left_to_the_queue(call, recipe):
+    recipe["stages"][0]["params"]["bits"] = [3, 4]
+    code, out, err = call("sweep", "-", stdin=json.dumps(recipe))
+    assert code == 0, err
+    assert {json.loads(line)["chain"] for line in out.splitlines()} == {"rtn 3-bit g16", "rtn 4-bit g16"}
+    code, out, err = call("sweep", "-", "--queue", stdin=json.dumps(recipe))
+    assert code == 0, err
+    assert [json.loads(line)["created"] for line in out.splitlines()] == [True, True]
+    code, out, _ = call("sweep", "-", "--queue", stdin=json.dumps(recipe))
+    assert [json.loads(line)["created"] for line in out.splitlines()] == [False, False]
+
+
+def test_methods_lists_the_catalogue_as_json_lines(call):
+    code, out, _ = call("methods")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert {"quantize.gptq", "compensate.eora"} <= {row["id"] for row in rows}
+    gptq = next(row for row in rows if row["id"] == "quantize.gptq")
+    assert gptq["parameters"]["bits"]["minimum"] == 2
+    assert gptq["paper"] == "arXiv:2210.17323"
+
+
+def test_missing_files_runs_and_benches_are_said(call, tmp_path):
+    for arguments, words in (
+        (("run", tmp_path / "none.json"), "cannot be read"),
+        (
+            ("export", "0123456789ab", "--format", "transformers", "--to", tmp_path / "x"),
+            "0 artifacts belong to run",
+        ),
+        (("bench", "nothing"), "there is no 'nothing'; allowed: evaluation, fill_store, gptq, memory"),
+    ):
+        code, out, err = call(*arguments)
+        assert (code, out) == (1, "")
+        assert words in err
