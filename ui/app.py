@@ -1,12 +1,14 @@
 """The web application: pages put together, and served."""
 
 import os
+import threading
 from collections.abc import Callable
 
 import gradio as gr
 
 from backend.host import Host
 from backend.jobs import Jobs
+from store import results
 from ui.pages import about, compare, compress, explore, queue
 from ui.theme import CSS, theme
 
@@ -27,6 +29,8 @@ _MARK = (
 def build(host: Host) -> gr.Blocks:
     """All pages; they share nothing but the store."""
     jobs = Jobs(host)
+    # Reading thousands of runs for the first time takes a second: not the first visitor's.
+    threading.Thread(target=results.points, args=[jobs.database], daemon=True).start()
     demo = gr.Blocks(title="Paretoscope", analytics_enabled=False)
     for name, path, build_page in PAGES:
         with demo if not path else demo.route(name, f"/{path}"):

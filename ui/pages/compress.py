@@ -26,7 +26,9 @@ from ui.visitor import user_of
 MOST_STAGES = 5
 MOST_RUNS = 500
 # A sweep's card adds up so many estimates; a larger one is scaled from them.
-_MOST_ESTIMATES = 16
+_MOST_ESTIMATES = 12
+# Past runs that a live estimate learns from: enough for a median, few enough to keep up with typing.
+_PAST_RUNS = 40
 
 Template = dict[str, Any]
 
@@ -356,7 +358,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         except UserError as error:
             return [*_refused(error), gr.skip()]
         try:
-            history = results.recent_seconds(jobs.database)
+            history = results.recent_seconds(jobs.database, limit=_PAST_RUNS)
             estimated = plan(recipes, host, history)
         except UserError as error:
             return [*_refused(error), written]

@@ -110,7 +110,8 @@ def scope_choices(database: Database, points: pd.DataFrame) -> list[tuple[str, s
         stamp = json.loads(own["stamp"].iloc[0]) if len(own) else {}
         windows = f"{stamp.get('windows', '?')} x {stamp.get('window', '?')} tokens"
         text = str(stamp.get("text", "")) or "no text"
-        count = int(((points["model"] == model) & (points["protocol"] == protocol)).sum())
+        in_scope = (points["model"] == model) & (points["protocol"] == protocol)
+        count = int((in_scope & (points["status"] == "done")).sum())
         label = f"{model}: {text}, {windows}, {count} run{'' if count == 1 else 's'}"
         choices.append((label, key))
     labels = [label for label, _ in choices]
@@ -321,9 +322,14 @@ def activity(jobs: Jobs) -> str:
     waiting = results.queue(jobs.database)
     if not waiting:
         return ""
+    way = '<a href="queue">See the queue</a>'
+    if not results.workers(jobs.database, jobs.host.stale_after)["alive"].any():
+        count = f"{len(waiting)} run{' waits' if len(waiting) == 1 else 's wait'}"
+        return banner(
+            f"{count}, and no worker is alive: start one with <code>python app.py worker</code>. {way}"
+        )
     running = [run for run in waiting if run.status == "running"]
     queued = len(waiting) - len(running)
-    alive = results.workers(jobs.database, jobs.host.stale_after)["alive"].any()
     told = []
     for run in running[:1]:
         done = f", {100 * run.fraction:.0f} %" if run.fraction is not None else ""
@@ -331,9 +337,7 @@ def activity(jobs: Jobs) -> str:
         told.append(f"Now running: <b>{escape(run.chain)}</b>{done}{left}.")
     if queued:
         told.append(f"{queued} queued.")
-    if not alive:
-        told.append("No worker is alive: start one with <code>python app.py worker</code>.")
-    return banner(f'{" ".join(told)} <a href="queue">Queue</a>', "" if not alive else "quiet")
+    return banner(f"{' '.join(told)} {way}", "quiet")
 
 
 def nothing_yet(jobs: Jobs) -> str:
