@@ -211,4 +211,4 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
     if len(terms) > 1 and "kept" in terms[0] and any("per weight" in term for term in terms[1:]):
         terms[0] = "1 bit mask, codes of kept weights only"
     body = "; ".join(terms) or f"{value_bits} bits per weight"
-    return f"linears: {body}. Embeddings, norms and biases stay as they are. 1 MB = 10^6 bytes."
+    return f"Linears: {body}. Embeddings, norms and biases stay as they are."
