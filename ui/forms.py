@@ -16,9 +16,8 @@ from pydantic import BaseModel
 from backend.errors import UserError
 
 MOST_VALUES = 100
-_RANGE = re.compile(
-    r"(-?[\d.]+(?:e-?\d+)?)\s*\.\.\s*(-?[\d.]+(?:e-?\d+)?)(?:\s+step\s+([\d.]+(?:e-?\d+)?))?", re.I
-)
+_NUMBER = r"(-?(?:\d+(?:\.\d+)?|\.\d+)(?:e-?\d+)?)"
+_RANGE = re.compile(rf"{_NUMBER}\s*\.\.\s*{_NUMBER}(?:\s+step\s+{_NUMBER})?", re.IGNORECASE)
 # Names whose words alone do not say what they are.
 _LABELS = {"act_order": "Activation order", "group_size": "Group size"}
 
@@ -85,7 +84,8 @@ def field(
 ) -> gr.Component:
     """The component for a parameter, holding `value` or the default."""
     told: dict[str, Any] = {"label": parameter.label, "elem_id": elem_id, "info": parameter.help or None}
-    told |= {"min_width": 130, **options}
+    # Gradio takes a field inside a render for an output unless it is told that people write in it.
+    told |= {"min_width": 130, "interactive": True, **options}
     start = shown(parameter, value)
     if parameter.kind == "switch":
         return gr.Checkbox(bool(start), **told)

@@ -58,7 +58,7 @@ def significant(value: object, digits: int = 4) -> str:
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))
-    if not -4 < size < 6:
+    if not -5 < size < 6:
         return f"{value:.{max(0, digits - 2)}e}"
     return f"{value:,.{max(0, digits - 1 - size)}f}"
 

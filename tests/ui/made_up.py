@@ -56,6 +56,7 @@ def number(
 def add_run(database: Database, row: tuple[Any, ...], status: str = "done", **asked: Any) -> str:
     """Put one run into the store as a worker leaves it; its id."""
     stages, perplexity, kl, agreement, packed, broken = row
+    stamp = asked.pop("stamp", STAMP)
     recipe = parse_recipe(
         {
             "model": MODEL,
@@ -64,6 +65,7 @@ def add_run(database: Database, row: tuple[Any, ...], status: str = "done", **as
             **asked.pop("recipe", {}),
         }
     )
+    ending = {key: asked.pop(key) for key in ("error", "error_kind", "suggestion") if key in asked}
     run_id, ticket, _ = runs.create_run(
         database, digest=recipe.digest("made-up"), name=recipe.chain(), recipe=recipe.to_json(), model=MODEL,
         chain=recipe.chain(), **asked,
@@ -74,14 +76,14 @@ def add_run(database: Database, row: tuple[Any, ...], status: str = "done", **as
     if status == "running":
         return run_id
     if status == "failed":
-        runs.finish_run(database, run_id, ticket, "local", "failed", **asked)
+        runs.finish_run(database, run_id, ticket, "local", "failed", **ending)
         return run_id
     numbers = [
-        number("perplexity", perplexity, STAMP, perplexity / 60),
-        number("divergence.kl", kl, STAMP, kl / 30),
-        number("divergence.kl_p99", kl * 9, STAMP),
-        number("divergence.agreement", agreement, STAMP, 0.006),
-        number("divergence.flips", 1 - agreement, STAMP, 0.006),
+        number("perplexity", perplexity, stamp, perplexity / 60),
+        number("divergence.kl", kl, stamp, kl / 30),
+        number("divergence.kl_p99", kl * 9, stamp),
+        number("divergence.agreement", agreement, stamp, 0.006),
+        number("divergence.flips", 1 - agreement, stamp, 0.006),
     ]
     sizes = {
         "size.packed": packed * 1e6, "size.embeddings": 56.6e6, "size.linears": (packed - 56.7) * 1e6,

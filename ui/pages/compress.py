@@ -438,7 +438,7 @@ def _stage_card(
             ]
             only = gr.Textbox(
                 stage["only"], label="Only layers", info="A pattern over layer names; empty is all",
-                placeholder="*.mlp.*", max_lines=1, min_width=130,
+                placeholder="*.mlp.*", max_lines=1, min_width=130, interactive=True,
             )  # fmt: skip
         for name, component in (*inputs, ("only", only)):
             component.input(

@@ -344,9 +344,10 @@ def nothing_yet(jobs: Jobs) -> str:
     """What stands in the plot's place until there is a point."""
     starter = [run for run in results.queue(jobs.database) if run.source == "starter"]
     if starter:
+        count = "1 run is" if len(starter) == 1 else f"{len(starter)} runs are"
         why = (
             "This is a first start, so a small sweep was queued by itself: the dense model and a few ways to "
-            f"compress it. {len(starter)} runs are to come; each point appears as soon as it is measured."
+            f"compress it. {count} to come; each point appears as soon as it is measured."
         )
     elif results.counts(jobs.database):
         why = "No run has finished yet. Points appear here as soon as they are measured."

@@ -1,0 +1,215 @@
+"""The whole app in a real browser: queue runs, watch them, see their points, open one, compare answers."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.tiny import make_model, make_text
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120_000
+_ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+# What Gradio's client says when a page is left while it still listens for events.
+_LEAVING = ("AbortError", "Connection errored out", "Failed to fetch", "net::ERR_ABORTED")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """The app as a user starts it, page and worker, in a home of its own with a tiny model beside it."""
+    folder = tmp_path_factory.mktemp("app")
+    text, model = make_text(folder / "text.txt"), make_model(folder / "model")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ, "PARETOSCOPE_HOME": str(folder / "home"), "PARETOSCOPE_STARTER": "0",
+        "PARETOSCOPE_ROOTS": str(folder), "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port),
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    printed = (folder / "printed.txt").open("w")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")],
+        env=environment,
+        stdout=printed,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not answers(address):
+            assert process.poll() is None, (folder / "printed.txt").read_text()
+            assert time.monotonic() < deadline, f"not up in time: {(folder / 'printed.txt').read_text()}"
+            time.sleep(0.25)
+        yield SimpleNamespace(address=address, model=str(model), text=f"file:{text}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        printed.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    assert path, (
+        "this test needs Chromium: install it (apt-get install chromium) so that `chromium` is on PATH"
+    )
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=list(_ARGUMENTS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser, served: SimpleNamespace) -> Iterator[Page]:
+    """A page that fails the test when it logs an error or asks any other server for anything."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    opened = context.new_page()
+    opened.set_default_timeout(30_000)
+    complaints: list[str] = []
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("console", lambda told: complaints.append(told.text) if told.type == "error" else None)
+    local = (served.address, "data:", "blob:")
+    opened.on("request", lambda asked: asked.url.startswith(local) or complaints.append(asked.url))
+    yield opened
+    context.close()
+    assert [told for told in complaints if not any(noise in told for noise in _LEAVING)] == []
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/config", timeout=10):
+            return True
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def recipe(served: SimpleNamespace, stages: list[dict]) -> str:
+    return json.dumps(
+        {
+            "model": served.model, "stages": stages,
+            "calibration": {"text": served.text, "samples": 4, "length": 32},
+            "evaluation": {"text": served.text, "length": 64, "windows": 4},
+        }
+    )  # fmt: skip
+
+
+def fits(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, served):
+    # An empty store says what to do.
+    page.goto(served.address)
+    expect(page.get_by_text("No points yet")).to_be_visible()
+
+    # A sweep is built on the form: the recipe comes by link, the bits are typed in.
+    chain = [{"method": "quantize.rtn", "params": {"bits": 4, "group_size": 16}}]
+    page.goto(f"{served.address}/compress?recipe={quote(recipe(served, chain))}")
+    expect(page.locator("#estimate-card")).to_contain_text("of dense")
+    bits = page.locator("#stage-1").get_by_label("Bits")
+    bits.fill("1, 4")
+    expect(page.locator("#problem")).to_contain_text("bits is 1; allowed: 2 or more")
+    expect(page.locator("#queue-button")).to_be_disabled()
+    bits.fill("2, 4")
+    expect(page.locator("#queue-button")).to_have_text("Queue 2 runs")
+    page.locator("#queue-button").click()
+    expect(page.locator("#queued-card")).to_contain_text("2 runs queued.")
+
+    # Without stages the same form measures the dense model; asked twice it is one run.
+    page.locator("#stage-1-remove").click()
+    expect(page.get_by_text("No stages")).to_be_visible()
+    expect(page.locator("#queue-button")).to_have_text("Queue this run")
+    page.locator("#queue-button").click()
+    expect(page.locator("#queued-card")).to_contain_text("1 run queued.")
+    page.locator("#queue-button").click()
+    expect(page.locator("#queued-card")).to_contain_text("1 was asked for before")
+
+    # Two browsers watch the same queue, and one is reloaded midway.
+    other = browser.new_context().new_page()
+    other.goto(f"{served.address}/queue")
+    page.goto(f"{served.address}/queue")
+    expect(page.locator("#worker-state")).to_contain_text("Worker", timeout=PATIENCE)
+    page.reload()
+    for watching in (page, other):
+        done = watching.locator("#ended").get_by_text("done", exact=True)
+        expect(done).to_have_count(3, timeout=PATIENCE)
+    other.context.close()
+    page.locator("#ended").get_by_role("button", name="Log").first.click()
+    expect(page.locator("#log-card")).to_be_visible()
+
+    # All three are on the plot; a click opens one.
+    page.goto(served.address)
+    points = page.locator("#pareto .scatterlayer .point")
+    expect(points).to_have_count(3)
+    points.nth(0).click(force=True)
+    card = page.locator("#run-card")
+    expect(card).to_contain_text("rtn")
+    expect(card).to_contain_text("against dense")
+    assert "run=" in page.url
+    page.reload()
+    expect(card).to_contain_text("rtn")
+
+    # The axes and the filter follow, the address keeps them, a keyboard reaches the table.
+    page.get_by_label("Filter").fill("rtn 2-bit")
+    expect(page.locator("#runs tbody tr")).to_have_count(2)
+    assert "find=rtn" in page.url
+    page.get_by_label("Filter").fill("")
+    expect(page.locator("#runs tbody tr")).to_have_count(3)
+    page.locator("#runs tbody tr").nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#runs tbody tr").nth(1)).to_have_attribute("aria-selected", "true")
+    with page.expect_download() as caught:
+        page.locator("#download-csv").click()
+    assert Path(caught.value.path()).read_text().count("\n") == 4
+
+    # Answers stand side by side with the dense model's, and where they part is marked.
+    page.goto(served.address)
+    page.locator("#runs tbody tr").filter(has_text="rtn 2-bit").click()
+    card.get_by_role("link", name="Compare").click()
+    expect(page.locator("#numbers")).to_contain_text("to dense")
+    page.get_by_label("Prompt").fill("the scale of a group")
+    page.locator("#generate").click()
+    lanes = page.locator("#lanes .lane")
+    expect(lanes).to_have_count(2)
+    expect(page.locator("#lanes .lane[data-status=done]")).to_have_count(2, timeout=PATIENCE)
+    expect(lanes.nth(1)).to_contain_text("parts from dense at token")
+    page.reload()
+    expect(page.locator("#lanes .lane[data-status=done]")).to_have_count(2)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_every_page_fits_its_window_in_light_and_dark(page, served, scheme, width):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    for path, landmark in (
+        ("", "#card .panel"), ("compress", "#estimate-card"), ("queue", "#queue .panel"),
+        ("compare", "#how-to-compare"), ("about", "#methods-table"),
+    ):  # fmt: skip
+        page.goto(f"{served.address}/{path}")
+        expect(page.locator(landmark).first).to_be_visible()
+        assert fits(page), f"/{path} scrolls sideways at {width} px"
+        dark = page.evaluate("document.body.classList.contains('dark')")
+        assert dark == (scheme == "dark")

@@ -1,0 +1,83 @@
+"""All pages are built, served, and safe."""
+
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from backend.errors import UserError
+from ui import app
+from ui.pages import about
+from ui.visitor import user_of
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def served(host, jobs, filled):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        demo = app.build(host)
+        address = app.launch(demo, host, server_name="127.0.0.1", server_port=free_port())
+    yield address.rstrip("/")
+    demo.close()
+
+
+def fetched(address):
+    with urllib.request.urlopen(address, timeout=20) as answer:
+        return answer.status, answer.read().decode()
+
+
+def test_every_page_answers_and_needs_nothing_from_outside(served):
+    for _, path, _ in app.PAGES:
+        status, body = fetched(f"{served}/{path}")
+        assert status == 200
+        assert "Paretoscope" in body
+        for place in ("fonts.googleapis", "cdn.", "unpkg", "jsdelivr"):
+            assert place not in body
+
+
+def test_the_plot_library_comes_from_here_and_other_files_do_not(served, host):
+    _, body = fetched(f"{served}/")
+    library = body.split("gradio_api/file=")[1].split("plotly.min.js")[0] + "plotly.min.js"
+    assert fetched(f"{served}/gradio_api/file={library}")[0] == 200
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        fetched(f"{served}/gradio_api/file={host.home / 'results.sqlite'}")
+    with pytest.raises(urllib.error.HTTPError):
+        fetched(f"{served}/monitoring")
+
+
+def test_nothing_but_the_pages_can_be_called_by_name(served):
+    _, body = fetched(f"{served}/gradio_api/info")
+    assert '"named_endpoints":{}' in body.replace(" ", "")
+
+
+def test_where_a_log_in_is_required_nobody_acts_without_one(host, visitor):
+    assert user_of(visitor, host) == "anonymous"
+    with pytest.raises(UserError, match="log in"):
+        user_of(visitor, replace(host, auth=(("ada", "secret"),)))
+
+
+def test_about_lists_every_method_and_metric(jobs):
+    table = about.methods_table() + about.metrics_table()
+    for name in (*about.discover().methods, *about.discover().metrics):
+        assert name in table
+    assert "CC BY-SA 4.0" in about.sources(jobs)
+    assert "transformers" in about.machine(jobs)
+
+
+def test_the_pages_do_no_model_work_and_know_no_database_engine():
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, ui.charts; print({'gradio', 'torch'} & set(sys.modules))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == "set()"

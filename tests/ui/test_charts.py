@@ -1,0 +1,136 @@
+"""The Pareto front and the figure around it."""
+
+import itertools
+import math
+import re
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store import results
+from ui import charts
+
+KINDS = {"rtn": "quantize", "gptq": "quantize", "wanda": "prune", "sparsegpt": "prune", "eora": "compensate"}
+PACKED, PERPLEXITY = charts.COSTS["size.packed"], charts.QUALITIES["perplexity"]
+AGREEMENT = charts.QUALITIES["divergence.agreement"]
+numbers = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
+
+
+def dominates(one, other):
+    return one[0] <= other[0] and one[1] <= other[1] and one != other
+
+
+@given(numbers)
+def test_the_front_is_what_no_point_beats(points):
+    x, y = [cost for cost, _ in points], [value for _, value in points]
+    expected = {i for i, point in enumerate(points) if not any(dominates(other, point) for other in points)}
+    found = charts.front(x, y)
+    assert set(found) == expected
+    assert [x[i] for i in found] == sorted(x[i] for i in found)
+
+
+@given(numbers)
+def test_a_front_of_higher_is_better_mirrors_one_of_lower(points):
+    x, y = [cost for cost, _ in points], [value for _, value in points]
+    assert charts.front(x, y, higher_is_better=True) == charts.front(x, [-value for value in y])
+
+
+def test_equal_points_stand_on_the_front_together():
+    assert sorted(charts.front([1, 1, 2], [3, 3, 3])) == [0, 1]
+
+
+def test_what_is_no_number_is_on_no_front():
+    assert charts.front([1, math.nan, 3], [math.nan, 1, 2]) == [2]
+    assert charts.front([], []) == []
+
+
+@pytest.fixture
+def points(jobs, filled):
+    return results.points(jobs.database)
+
+
+def drawn(points, x=PACKED, y=PERPLEXITY, **options):
+    figure = charts.scatter(points, x, y, KINDS, **options)
+    return figure, {trace["name"]: trace for trace in figure["data"]}
+
+
+def test_the_figure_is_one_that_plotly_takes(points):
+    figure, _ = drawn(points, log_y=True)
+    # The variables are resolved in the browser; plotly's own check wants a colour.
+    text = re.sub(r"var\(--[a-z0-9-]+\)", "#123456", str(figure))
+    go.Figure(eval(text, {"__builtins__": {}}, {"None": None, "True": True, "False": False, "nan": None}))
+
+
+def test_broken_runs_stay_off_the_front_and_keep_the_scale(points):
+    _, traces = drawn(points)
+    assert len(traces["broken"]["x"]) == 1
+    assert 48211 not in traces["Pareto front"]["y"]
+    assert max(traces["broken"]["y"]) < 100
+    assert "48,211" in traces["broken"]["customdata"][0][2]
+    _, without = drawn(points, show_broken=False)
+    assert "broken" not in without
+
+
+def test_the_front_goes_the_other_way_where_more_is_better(points):
+    _, traces = drawn(points, y=AGREEMENT)
+    heights = traces["Pareto front"]["y"]
+    assert heights == sorted(heights)
+    assert heights[-1] == 100
+    _, lower = drawn(points)
+    assert lower["Pareto front"]["y"] == sorted(lower["Pareto front"]["y"], reverse=True)
+
+
+def test_the_dense_model_is_a_line_and_a_star(points):
+    figure, traces = drawn(points)
+    assert traces["dense"]["marker"]["symbol"] == "star"
+    (line,) = figure["layout"]["shapes"]
+    assert line["y0"] == line["y1"] == pytest.approx(22.41)
+
+
+def test_a_logarithmic_axis_draws_no_line_at_zero(points):
+    figure, _ = drawn(points, y=charts.QUALITIES["divergence.kl"], log_y=True)
+    assert "shapes" not in figure["layout"]
+
+
+def test_every_point_carries_its_run_and_its_facts(points, filled):
+    _, traces = drawn(points)
+    ids = [fact[0] for trace in traces.values() for fact in trace.get("customdata", [])]
+    assert sorted(ids) == sorted(filled)
+
+
+def test_symbols_count_the_stages_and_colours_tell_the_leading_method(points):
+    _, traces = drawn(points)
+    assert set(traces["rtn"]["marker"]["symbol"]) == {"circle"}
+    assert set(traces["wanda"]["marker"]["symbol"]) == {"circle", "diamond"}
+    assert "square" in traces["gptq"]["marker"]["symbol"]
+    assert charts.lead("wanda 2:4 → gptq 4-bit g64 → eora r32", KINDS) == "gptq"
+    assert charts.lead("something 3", KINDS) == "other"
+
+
+def test_colours_do_not_depend_on_what_is_shown():
+    every = charts.colours(KINDS)
+    assert len(set(every.values())) == len(every)
+    assert charts.colours(dict(reversed(KINDS.items()))) == every
+
+
+def test_names_in_a_hover_cannot_bring_markup(points):
+    points.loc[0, "chain"] = "<img src=x onerror=alert(1)>"
+    _, traces = drawn(points)
+    told = str([trace.get("customdata") for trace in traces.values()])
+    assert "<img" not in told
+    assert "&lt;img" in told
+
+
+def test_a_store_without_a_metric_draws_an_empty_plot():
+    empty = pd.DataFrame({"id": [], "chain": [], "broken": [], "model": [], "text": [], "finished": []})
+    figure, _ = drawn(empty)
+    assert [len(trace["x"]) for trace in figure["data"]] == [0]
+
+
+def test_every_pair_of_axes_can_be_drawn(points):
+    for x, y in itertools.product(charts.COSTS.values(), charts.QUALITIES.values()):
+        figure, _ = drawn(points, x, y)
+        assert figure["data"]
