@@ -72,16 +72,18 @@ def _serve(options: argparse.Namespace, host: Host) -> None:
             print(f"warning: {error}", file=sys.stderr)
     if fetched(host):
         Jobs(host).submit_starter()
-    worker = None
-    if options.worker:
-        worker = subprocess.Popen([sys.executable, __file__, "worker"], start_new_session=True)
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: stopped.set())
+    worker = _start_worker() if options.worker else None
     try:
         demo = build(host)
         launch(demo, host)
-        stopped.wait()
+        while not stopped.wait(2):
+            # A worker that was killed comes back, unless it ended by itself with something to say.
+            if worker is not None and worker.poll() is not None and worker.returncode < 0:
+                worker = _start_worker()
         demo.close()
     finally:
         if worker is not None:
@@ -90,6 +92,10 @@ def _serve(options: argparse.Namespace, host: Host) -> None:
                 worker.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 worker.kill()
+
+
+def _start_worker() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, __file__, "worker"], start_new_session=True)
 
 
 def _run(options: argparse.Namespace, host: Host) -> None:

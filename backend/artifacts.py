@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from backend.errors import UserError
@@ -57,10 +58,9 @@ def device_of(host: Host) -> torch.device:
     wanted = host.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise UserError(f"PARETOSCOPE_DEVICE is '{wanted}'; allowed: auto, cpu, cuda, cuda:N") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise UserError(f"PARETOSCOPE_DEVICE is '{wanted}'; allowed: auto, cpu, cuda, cuda:N")
+    device = torch.device(wanted)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"PARETOSCOPE_DEVICE is '{wanted}', but this machine has no CUDA device; allowed: auto, cpu"
@@ -88,17 +88,25 @@ def load_model(facts: ModelFacts, host: Host) -> OpenModel:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = device_of(host)
-    model: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             locate(facts.id, host),
             dtype="auto",
             local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
             trust_remote_code=host.trust_remote_code,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:200]
         raise UserError(f"model {facts.id}: its weights cannot be loaded ({reason})") from None
+    model, found = opened
+    if found["missing_keys"]:
+        raise UserError(
+            f"model {facts.id}: tensor {min(found['missing_keys'])} is missing; repair the folder"
+        )
+    # A run keeps these three; any other rule of the folder would make the dense model answer by other rules.
+    model.generation_config = GenerationConfig(**stored_generation(model))
     for name, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
@@ -172,6 +180,18 @@ def save_artifact(
         raise
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a scratch or cache file can be read; a damaged one is removed, to be made again."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        path.unlink(missing_ok=True)
+        return False
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """What an artifact says of itself: model, fingerprint, recipe, config, generation, parts."""
     try:
@@ -181,10 +201,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(f"artifact {path.name}: cannot be read ({error}); run its recipe again") from None
     if raw.get("format") != FORMAT:
         raise UserError(f"artifact {path.name}: format is {raw.get('format')}; this version reads {FORMAT}")
-    return {
-        **raw,
-        **{name: json.loads(raw[name]) for name in ("config", "generation", "parts", "recipe")},
-    }
+    try:
+        told = {name: json.loads(raw[name]) for name in ("config", "generation", "parts", "recipe")}
+        family_of(str(told["config"].get("model_type")), raw["model"])
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"artifact {path.name}: its header is damaged ({error}); run its recipe again"
+        ) from None
+    return {**raw, **told}
 
 
 def read_parts(path: Path) -> dict[str, tuple[Part, ...]]:

@@ -210,7 +210,7 @@ def _serve(target: str, messages: Connection, printing: Connection, parent: int)
     os.dup2(printing.fileno(), 1)
     os.dup2(printing.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    _die_with(parent)
+    die_with(parent)
     with suppress(ImportError):
         # What is missing is told at the first call, in full.
         importlib.import_module(target)
@@ -256,7 +256,7 @@ class _Told:
             self._messages.send(("update", asdict(update)))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End when the parent ends, however it ended: by the kernel on Linux, by looking elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact
+from backend.artifacts import OpenModel, is_whole, load_model, load_tokenizer, open_artifact
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import facts
@@ -26,7 +26,7 @@ from backend.registry import discover
 from backend.text import Tokens, evaluation
 
 # Rows of hidden states whose logits exist at once: enough to keep the product with the head busy.
-_ROWS = 128
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,12 @@ class Subject:
         dtype = str(self.opened.model.dtype).removeprefix("torch.")
         return {**self.tokens.protocol, "model_dtype": dtype, "device": self.opened.device.type}
 
+    @property
+    def reference_protocol(self) -> dict[str, Any]:
+        """The stamp of what is measured against the dense model: it names that model's weights."""
+        layout = facts(self.recipe.model, self.host)
+        return {**self.protocol, "reference": layout.fingerprint[:16]}
+
     @cached_property
     def scores(self) -> Scores:
         """Scores of all windows; those in `scratch` are taken up, so that an interrupted pass goes on."""
@@ -124,7 +130,7 @@ class Subject:
             self.progress(Update("evaluate", number, len(windows), f"window {number + 1} of {len(windows)}"))
             file = self.scratch / f"scores-{stamp}-{number:04d}.safetensors"
             states = next(dense) if dense else None
-            if file.exists() and (not divergence or "kl" in (kept := load_file(file))):
+            if is_whole(file) and (not divergence or "kl" in (kept := load_file(file))):
                 found.append(load_file(file) if not divergence else kept)
                 continue
             scored = self._score(ids, states)
@@ -163,7 +169,7 @@ class Subject:
     def _dense_head(self) -> tuple[nn.Module, float | None]:
         """The dense model's head alone, without the rest of that model."""
         file = self._dense_folder / "head.safetensors"
-        if not file.exists():
+        if not is_whole(file):
             head = self._dense_model.head
             save_file({name: tensor.cpu().clone() for name, tensor in head.state_dict().items()}, file)
         tensors = load_file(file, device=str(self.opened.device))
@@ -179,7 +185,7 @@ class Subject:
         folder.mkdir(parents=True, exist_ok=True)
         windows = self.tokens.ids
         files = [folder / f"window-{number:04d}.safetensors" for number in range(len(windows))]
-        missing = [number for number, file in enumerate(files) if not file.exists()]
+        missing = [number for number, file in enumerate(files) if not is_whole(file)]
         if missing:
             for number in missing:
                 self.progress(

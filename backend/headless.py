@@ -13,7 +13,7 @@ from backend.errors import UserError
 from backend.estimate import estimate
 from backend.export import export as export_artifact
 from backend.host import Host, check_local
-from backend.models import fingerprint
+from backend.identity import run_digest
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, parse_recipe, parse_sweep
 from backend.registry import discover
@@ -44,9 +44,11 @@ def sweep(text: str, host: Host) -> int:
         print(f"run {number} of {len(recipes)}: {recipe.chain()}", file=sys.stderr)
         try:
             _run(recipe, host)
-        except UserError as error:
+        # The sweep's edge: whatever ends one run, the others are still wanted.
+        except Exception as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            kind = "error" if isinstance(error, UserError) else f"error: {type(error).__name__}"
+            print(f"{kind}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -83,12 +85,13 @@ def methods() -> None:
 
 def bench(names: list[str], host: Host) -> int:
     """Run scripts of the bench folder by name; without names, list them."""
-    known = sorted(file.stem for file in _BENCHES.glob("[a-z]*.py"))
+    known = sorted(file.stem for file in _BENCHES.glob("[a-z]*.py") if file.stem != "fill_store")
     if not names:
         print("\n".join(known))
     for name in names:
         if name not in known:
             raise UserError(f"bench: there is no '{name}'; allowed: {', '.join(known)}")
+        sys.argv = [f"{name}.py"]
         runpy.run_path(str(_BENCHES / f"{name}.py"), run_name="__main__")
     return 0
 
@@ -99,7 +102,7 @@ def _run(recipe: Recipe, host: Host) -> None:
     from backend.pipeline import compress  # noqa: PLC0415
 
     estimate(recipe, host)
-    digest = recipe.digest(fingerprint(recipe.model, host))
+    digest = run_digest(recipe, host)
     artifact, scratch = host.artifacts / f"{digest}.safetensors", host.runs / digest
     progress = _told()
     compress(recipe, host, artifact, scratch, progress)

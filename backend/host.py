@@ -171,6 +171,7 @@ def check_local(path: str | Path, host: Host) -> Path:
     """The real place of a local path, symbolic links followed, if it lies below one of the allowed roots."""
     try:
         place = Path(path).expanduser().resolve()
+        place.exists()
         inside = any(place.is_relative_to(root.resolve()) for root in host.roots)
     except (OSError, ValueError, RuntimeError) as problem:
         raise UserError(f"{str(path)!r} is not a path that can be read: {problem}") from problem

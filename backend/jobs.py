@@ -31,6 +31,7 @@ from sqlalchemy.exc import OperationalError
 from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted
 from backend.errors import UserError
 from backend.host import Host
+from backend.identity import run_digest, with_absolute_paths
 from backend.models import facts
 from backend.recipe import Recipe, check_layers, parse_sweep, sentence_of
 from backend.sampling import Sampling
@@ -90,6 +91,7 @@ class Jobs:
         sweep_id: str | None = None,
     ) -> Submitted:
         """Queue a recipe after checking it against its model and texts; UserError in one sentence."""
+        recipe = with_absolute_paths(recipe)
         digest = self._check(recipe)
         try:
             run_id, ticket, created = runs.create_run(
@@ -118,7 +120,13 @@ class Jobs:
         if not recipes:
             raise UserError("the sweep holds no recipe")
         for recipe in recipes:
-            self._check(recipe)
+            self._check(with_absolute_paths(recipe))
+        waiting = sum(run.user == user for run in results.queue(self.database))
+        if self.host.quota and waiting + len(recipes) > self.host.quota:
+            raise UserError(
+                f"the sweep has {len(recipes)} runs and {user} has {waiting} queued; "
+                f"allowed: {self.host.quota} in all"
+            )
         sweep_id = uuid.uuid4().hex[:12]
         shared = {"user": user, "source": source, "sweep_id": sweep_id}
         return sweep_id, [self.submit(recipe, priority=priority, **shared) for recipe in recipes]
@@ -192,9 +200,13 @@ class Jobs:
             Sampling.model_validate(settings)
         except ValidationError as problem:
             raise UserError(sentence_of(problem, "settings", Sampling)) from None
+        facts(model, self.host)
         for run_id in wanted:
-            if run_id is not None and not self._own(run_id, None)["artifact"]:
+            row = None if run_id is None else self._own(run_id, None)
+            if row is not None and not row["artifact"]:
                 raise UserError(f"run {run_id} has no artifact yet; wait until it is compressed")
+            if row is not None and row["model"] != model:
+                raise UserError(f"run {run_id} is of model {row['model']}; allowed: runs of {model}")
         group_id = uuid.uuid4().hex[:16]
         answers = generations.create(
             self.database,
@@ -219,7 +231,7 @@ class Jobs:
         check_layers(recipe, model.layers, model.positions)
         check_text(recipe.calibration.text, self.host)
         check_text(recipe.evaluation.text, self.host)
-        return recipe.digest(model.fingerprint)
+        return run_digest(recipe, self.host)
 
     def _own(self, run_id: str, user: str | None) -> dict[str, Any]:
         """The run's row. Without a log-in everybody may do everything; no user is the operator."""
@@ -275,6 +287,7 @@ class Worker:
             }
         )
         self._register()
+        self._sweep_unfinished()
         self._beat("idle")
         DBOS.launch()
         DBOS.register_queue(
@@ -327,9 +340,14 @@ class Worker:
 
     def _take_over(self, client: DBOSClient) -> None:
         for run_id, ticket in runs.claim_stale(self.database, self.name, self.host.stale_after):
-            client.resume_workflow(_workflow_id(run_id, ticket), queue_name=COMPUTE)
+            try:
+                client.resume_workflow(_workflow_id(run_id, ticket), queue_name=COMPUTE)
+            except error.DBOSNonExistentWorkflowError:
+                # The queue's own database was lost or replaced; the store still knows what is wanted.
+                _enqueue_run(client, run_id, *runs.requeue_lost(self.database, run_id))
         for generation_id in generations.claim_stale(self.database, self.name, self.host.stale_after):
-            client.resume_workflow(generation_id, queue_name=INTERACTIVE)
+            with suppress(error.DBOSNonExistentWorkflowError):
+                client.resume_workflow(generation_id, queue_name=INTERACTIVE)
         # Somebody was killed between store and queue, and the two disagree: a new ticket is always safe.
         for run_id, ticket, priority in runs.waiting(self.database)[:1]:
             known = client.list_workflows(
@@ -366,16 +384,37 @@ class Worker:
             memory_bytes=memory,
         )
 
+    def _sweep_unfinished(self) -> None:
+        """Half-written files of processes that were killed."""
+        old = time.time() - 3600
+        for pattern in (".tmp*", "*.writing", ".*.safetensors*"):
+            for folder in (self.host.artifacts, self.host.runs, self.host.cache):
+                for file in folder.rglob(pattern):
+                    with suppress(OSError):
+                        if file.is_file() and file.stat().st_mtime < old:
+                            file.unlink()
+
     def _refuse_twin(self) -> None:
         """Two workers of one name would each take up what the other is doing."""
         known = results.workers(self.database, self.host.stale_after)
         for twin in known[known["alive"] & (known["id"] == self.name)].to_dict("records"):
-            here = twin["host"] == socket.gethostname()
-            if twin["pid"] != os.getpid() and (not here or psutil.pid_exists(twin["pid"])):
-                raise UserError(
-                    f"a worker named {self.name!r} is alive on {twin['host']} (process {twin['pid']}); "
-                    "stop it, or give this one another name in PARETOSCOPE_WORKER"
-                )
+            if twin["pid"] == os.getpid() or not self._lives(twin):
+                continue
+            raise UserError(
+                f"a worker named {self.name!r} is alive on {twin['host']} (process {twin['pid']}); "
+                "stop it, or give this one another name in PARETOSCOPE_WORKER"
+            )
+
+    def _lives(self, twin: Mapping[Any, Any]) -> bool:
+        if twin["host"] == socket.gethostname():
+            return bool(psutil.pid_exists(twin["pid"]))
+        # A container that was replaced left its last sign of life behind: only a new one counts.
+        for _ in range(int(self.host.stale_after)):
+            time.sleep(1)
+            now = results.workers(self.database, self.host.stale_after)
+            if float(now.loc[now["id"] == self.name, "heartbeat"].iloc[0]) > float(twin["heartbeat"]):
+                return True
+        return False
 
     def _work(self, run_id: str, ticket: int) -> None:
         if not runs.start_run(self.database, run_id, ticket, self.name):
@@ -385,6 +424,8 @@ class Worker:
         try:
             status, told = self._outcome(run_id, ticket)
             self._finish(run_id, ticket, status, told)
+            if status == "done":
+                shutil.rmtree(self.host.runs / self._row(run_id)["digest"], ignore_errors=True)
         except Interrupted:
             with suppress(OperationalError):
                 detail = "the worker stopped; the run goes on when it starts again"
@@ -413,8 +454,10 @@ class Worker:
             return "failed", {"error": str(problem), "error_kind": "bug"}
         # The worker's edge: a bug ends one run, and the queue goes on.
         except Exception as problem:
-            if getattr(problem, "errno", None) == errno.ENOSPC:
-                sentence = f"the disk is full ({problem}); free some space and retry"
+            signs = ("No space left", "database or disk is full")
+            if getattr(problem, "errno", None) == errno.ENOSPC or any(sign in str(problem) for sign in signs):
+                reason = str(problem).splitlines()[0][:200]
+                sentence = f"the disk is full ({reason}); free some space and retry"
                 return "failed", {"error": sentence, "error_kind": "user"}
             return "failed", {"error": traceback.format_exc(), "error_kind": "bug"}
 

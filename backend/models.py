@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import struct
@@ -31,7 +32,19 @@ _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # Causal masks and rotary tables that old checkpoints carry; models make their own.
 _BUFFER = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|inv_freq$")
+_LONGEST_NAME = 240
+_COUNTS = (
+    "max_position_embeddings",
+    "n_positions",
+    "hidden_size",
+    "n_embd",
+    "vocab_size",
+    "num_hidden_layers",
+    "n_layer",
+)
 _MAX_HEADER = 100_000_000
+_MARKING = ("config.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt")
+_LOADED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TIED_BY_DEFAULT = ("gpt2", "opt", "gemma2", "gemma3_text")
 
 
@@ -110,9 +123,9 @@ def locate(model: str, host: Host) -> Path:
     folder = _local(model, host)
     if folder is not None:
         return folder
-    _ask_hub(model)
+    commit = _ask_hub(model)
     try:
-        return Path(snapshot_download(model, allow_patterns=_FILES))
+        return Path(snapshot_download(model, revision=commit, allow_patterns=_FILES))
     except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise _unreachable(model, error) from None
 
@@ -148,6 +161,18 @@ def facts(model: str, host: Host) -> ModelFacts:
             layers[name.removesuffix(".weight")] = (rows, inputs)
     if not layers:
         raise UserError(f"model {model}: no linear of a {family.name} block in its safetensors files")
+    blocks = {family.place(layer)[0] for layer in layers}
+    told = config.get("num_hidden_layers") or config.get("n_layer") or len(blocks)
+    if blocks != set(range(told)):
+        raise UserError(
+            f"model {model}: config.json tells of {told} blocks, the weights hold {len(blocks)}; "
+            "repair the folder"
+        )
+    wanted = str(config.get("dtype") or config.get("torch_dtype") or "")
+    if wanted in _LOADED_BYTES:
+        # Weights are loaded in the type that the configuration names, whatever they are stored in.
+        width = _LOADED_BYTES[wanted]
+        tensors = {name: (shape, math.prod(shape) * width) for name, (shape, _) in tensors.items()}
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     return ModelFacts(model, family, config, layers, tensors, positions, mark)
 
@@ -167,6 +192,8 @@ def _local(model: str, host: Host) -> Path | None:
                 f"model {model}: not fetched yet; run `make setup` once while the package index answers"
             )
         return folder
+    if len(model) > _LONGEST_NAME:
+        raise UserError(f"model {model[:60]}...: the name is too long; allowed: {_LONGEST_NAME} characters")
     if model.startswith(("/", ".", "~")) or "\\" in model or Path(model).is_dir():
         folder = check_local(model, host)
         if not (folder / "config.json").is_file():
@@ -183,7 +210,12 @@ def _local(model: str, host: Host) -> Path | None:
         folder = Path(snapshot_download(model, allow_patterns=_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if any(folder.glob("*.safetensors")) else None
+    # A download that was cut short goes on at the next use.
+    try:
+        whole = bool(_weight_files(folder, model)) and any(folder.glob("tokenizer*"))
+    except UserError:
+        whole = False
+    return folder if whole else None
 
 
 def _ask_hub(model: str) -> str:
@@ -230,34 +262,33 @@ def _unreachable(model: str, error: Exception) -> UserError:
 
 
 def fingerprint_of(folder: Path, host: Host) -> str:
-    """sha256 over config.json and all safetensors files, remembered by their size and time.
+    """sha256 over the configuration, weights and tokenizer in a folder.
 
     A snapshot of the hub is known by its commit: a model has one fingerprint before and after it is fetched.
     """
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         name = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
         return _hub_fingerprint(name, folder.name)
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    memory = host.cache / "fingerprints.json"
-    known: dict[str, str] = {}
-    if memory.exists():
-        try:
-            known = json.loads(memory.read_text())
-        except ValueError:
-            known = {}
     total = hashlib.sha256()
-    fresh = False
-    for file in files:
-        state = file.stat()
-        key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        if key not in known:
-            with file.open("rb") as opened:
-                known[key] = hashlib.file_digest(opened, "sha256").hexdigest()
-            fresh = True
-        total.update(f"{file.name}\n{known[key]}\n".encode())
-    if fresh:
-        replace_file(memory, json.dumps(known).encode())
+    for file in sorted({file for pattern in _MARKING for file in folder.glob(pattern)}):
+        total.update(f"{file.name}\n{file_digest(file, host)}\n".encode())
     return total.hexdigest()
+
+
+def file_digest(file: Path, host: Host) -> str:
+    """sha256 (64 hex digits) of a file, remembered by its place, size and time of change."""
+    memory = host.cache / "fingerprints.json"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    state = file.stat()
+    key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    if key not in known:
+        with file.open("rb") as opened:
+            known[key] = hashlib.file_digest(opened, "sha256").hexdigest()
+        replace_file(memory, json.dumps(known).encode())
+    return str(known[key])
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -272,15 +303,19 @@ def replace_file(path: Path, content: bytes) -> None:
 def _config(folder: Path, model: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"model {model}: config.json cannot be read ({error})") from None
     if not isinstance(config, dict):
         raise UserError(f"model {model}: config.json holds no JSON object")
+    for name in _COUNTS:
+        value = config.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"model {model}: {name} in config.json is {str(value)[:40]}; allowed: 1 or more")
     return config
 
 
 def _headers(folder: Path, model: str) -> dict[str, tuple[tuple[int, ...], int]]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder, model)
     if not files:
         raise UserError(
             f"model {model}: no safetensors file in it; pickled weights (.bin, .pt) are not loaded for safety"
@@ -293,6 +328,26 @@ def _headers(folder: Path, model: str) -> dict[str, tuple[tuple[int, ...], int]]
     return tensors
 
 
+def _weight_files(folder: Path, model: str) -> list[Path]:
+    """model.safetensors, or the shards that the index names: what transformers will load, nothing else."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        plain = all(isinstance(name, str) and Path(name).name == name for name in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        plain, shards = False, []
+    if not plain or not shards:
+        raise UserError(f"model {model}: {index.name} is no index of safetensors files in that folder")
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"model {model}: {missing[0]} is missing, which its index names; fetch it again")
+    return [folder / name for name in shards]
+
+
 def _header(file: Path, model: str) -> Mapping[str, Any]:
     bad = UserError(f"model {model}: {file.name} is not a whole safetensors file; fetch it again")
     try:
@@ -303,10 +358,15 @@ def _header(file: Path, model: str) -> Mapping[str, Any]:
             header = json.loads(opened.read(length))
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         last = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        if file.stat().st_size != 8 + length + last or any(
-            entry["dtype"] not in _BYTES for entry in entries.values()
-        ):
+        if file.stat().st_size != 8 + length + last:
             raise bad
+        for name, entry in entries.items():
+            if entry["dtype"] not in _BYTES:
+                known = ", ".join(_BYTES)
+                raise UserError(f"model {model}: {name} is stored as {entry['dtype']}; allowed: {known}")
+            start, stop = entry["data_offsets"]
+            if start < 0 or math.prod(entry["shape"]) * _BYTES[entry["dtype"]] != stop - start:
+                raise bad
         return entries
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         raise bad from None

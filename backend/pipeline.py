@@ -19,6 +19,8 @@ from torch import Tensor
 from backend.artifacts import (
     OpenModel,
     dense_tensors,
+    device_of,
+    is_whole,
     load_model,
     load_tokenizer,
     replace_module,
@@ -47,6 +49,7 @@ _BATCH_TOKENS = 4096
 class Report:
     """What compressing took and left: a row per linear and stage, seconds per phase, peak resident bytes."""
 
+    device: torch.device
     layers: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
@@ -58,7 +61,14 @@ class Report:
         start = time.perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        self.peak_bytes = peak_bytes()
+        self.peak_bytes = peak_bytes(self.device)
+
+    def told(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            "layers": self.layers, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
+            "calibration": self.calibration,
+        }  # fmt: skip
 
 
 @torch.inference_mode()
@@ -67,8 +77,8 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
 
     Raises UserError for a recipe or model that cannot work; whatever `progress` raises stops the work.
     """
-    report = Report()
-    forget_peak()
+    report = Report(device_of(host))
+    forget_peak(report.device)
     with report.timed("load"):
         progress(Update("load", 0, 1, recipe.model))
         layout = facts(recipe.model, host)
@@ -264,8 +274,8 @@ class _Walk:
         if not wanted:
             return {group[0]: Statistics() for group in groups}
         cache = self._cache_file(block, needs) if self.recipe.calibration.order == "dense" else None
-        if cache is not None and cache.exists():
-            return _read_statistics(cache, groups)
+        if cache is not None and is_whole(cache):
+            return _read_statistics(cache, groups, self.opened.device)
         assert feeds is not None
         with self.report.timed("statistics"):
             dense_order = self.recipe.calibration.order == "dense"
@@ -289,7 +299,7 @@ class _Walk:
         return folder / f"block-{block:03d}.safetensors"
 
     def _cached_all(self, count: int, needs: Mapping[str, Need]) -> bool:
-        return all(self._cache_file(block, needs).exists() for block in range(count))
+        return all(is_whole(self._cache_file(block, needs)) for block in range(count))
 
     @contextmanager
     def _swapped(self, parts: Mapping[str, tuple[Part, ...]]) -> Iterator[None]:
@@ -338,7 +348,7 @@ class _Walk:
 
     def _load(self, label: str, block: int) -> dict[str, tuple[Part, ...]] | None:
         path = self._file(label, block)
-        if not path.exists():
+        if not is_whole(path):
             return None
         device = self.opened.device
         with safe_open(path, "pt") as opened:
@@ -459,9 +469,11 @@ def _write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
     temporary.replace(path)
 
 
-def _read_statistics(path: Path, groups: Sequence[Sequence[str]]) -> dict[str, Statistics]:
+def _read_statistics(
+    path: Path, groups: Sequence[Sequence[str]], device: torch.device
+) -> dict[str, Statistics]:
     found = {}
-    with safe_open(path, "pt") as opened:
+    with safe_open(path, "pt", device=str(device)) as opened:
         names = set(opened.keys())
         for group in groups:
             name = group[0]
@@ -470,8 +482,8 @@ def _read_statistics(path: Path, groups: Sequence[Sequence[str]]) -> dict[str, S
             if f"{name}#gram" in names:
                 assert squares is not None
                 inputs = len(squares)
-                gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-                rows, columns = torch.triu_indices(inputs, inputs)
+                gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+                rows, columns = torch.triu_indices(inputs, inputs, device=device)
                 gram[rows, columns] = opened.get_tensor(f"{name}#gram")
                 gram = gram + gram.triu(1).T
             found[name] = Statistics(int(opened.get_tensor(f"{name}#tokens")), squares, gram)

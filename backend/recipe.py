@@ -18,7 +18,7 @@ _ORDER = {"prune": 1, "quantize": 2, "factorize": 2, "compensate": 3}
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Calibration(_Frozen):
@@ -96,7 +96,8 @@ def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
     """
     raw = _json_object(data, "recipe")
     try:
-        recipe = Recipe.model_validate(raw)
+        # Through JSON, where lists stand for tuples and nothing else is stretched to fit.
+        recipe = Recipe.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise UserError(_sentence(error, "recipe", Recipe)) from None
     stages = tuple(

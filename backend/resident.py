@@ -10,18 +10,18 @@ import torch
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def forget_peak() -> None:
+def forget_peak(device: torch.device) -> None:
     """Count the peak from here on, where the system can: earlier runs of this process had peaks too."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
 
 
-def peak_bytes() -> int:
+def peak_bytes(device: torch.device) -> int:
     """The peak since `forget_peak`; since the start of the process where the system cannot forget."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
         if found:

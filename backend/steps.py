@@ -19,11 +19,13 @@ from backend.sampling import Sampling
 
 def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:
     """Make the artifact of a recipe; what is there already is not made again."""
+    # What was measured last would otherwise stay in memory beside the model that is compressed now.
+    _shared_subject.cache_clear()
     host = Host.at(home)
     report = compress_model(
         parse_recipe(recipe_json), host, artifact_path(host, digest), host.runs / digest, progress
     )
-    return {"artifact": str(artifact_path(host, digest)), **dataclasses.asdict(report)}
+    return {"artifact": str(artifact_path(host, digest)), **report.told()}
 
 
 def measure(recipe_json: str, digest: str, metric: str, home: str, progress: Progress) -> dict[str, Any]:

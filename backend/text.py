@@ -141,8 +141,10 @@ def _tokenize(name: str, part: str, tokenizer: Any, host: Host) -> tuple[torch.T
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """12 hex digits of the vocabulary and of the special tokens that are added by default."""
-    told = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer("")["input_ids"]], ensure_ascii=True)
+    """12 hex digits of the vocabulary, of its rules, and of the special tokens added by default."""
+    whole = tokenizer.backend_tokenizer.to_str() if getattr(tokenizer, "is_fast", False) else ""
+    facts = [sorted(tokenizer.get_vocab().items()), tokenizer("")["input_ids"], whole]
+    told = json.dumps(facts, ensure_ascii=True)
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

@@ -6,7 +6,6 @@ read the same windows in turn, so that a busy machine slows both.
 
 import argparse
 import math
-import sys
 import time
 
 import torch
@@ -25,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", default="wikipedia-en")
     parser.add_argument("--windows", type=int, default=6)
-    options = parser.parse_args([] if sys.argv[0].endswith("app.py") else None)
+    options = parser.parse_args()
     host = Host.from_environment()
     layout = facts(EMBEDDED_MODEL, host)
     opened = load_model(layout, host)

@@ -6,7 +6,6 @@ of the solver alone (factor and columns), and the output error both leave.
 """
 
 import argparse
-import sys
 import time
 from functools import partial
 
@@ -53,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", default="wikipedia-en")
     parser.add_argument("--blocks", type=int, default=30)
-    options = parser.parse_args([] if sys.argv[0].endswith("app.py") else None)
+    options = parser.parse_args()
     host = Host.from_environment()
     opened = load_model(facts(EMBEDDED_MODEL, host), host)
     model, family = opened.model, opened.family

@@ -68,7 +68,7 @@ def measure(model: str, samples: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", nargs=2)
-    options = parser.parse_args([] if sys.argv[0].endswith("app.py") else None)
+    options = parser.parse_args()
     if options.measure:
         measure(options.measure[0], int(options.measure[1]))
         return

@@ -23,6 +23,7 @@ _COMPARABLE = (
     "tokens",
     "tokenizer",
     "loss_dtype",
+    "model_dtype",
 )
 
 

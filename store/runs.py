@@ -244,6 +244,19 @@ def write_worker(
         bump(connection)
 
 
+def requeue_lost(database: Database, run_id: str) -> tuple[int, int]:
+    """(new ticket, priority) of a running run that the queue has lost: it waits again from now on."""
+    with database.write() as connection:
+        row = connection.execute(
+            update(Run)
+            .where(Run.id == run_id)
+            .values(status="queued", ticket=next_ticket(connection), enqueued=time.time(), stage=None)
+            .returning(Run.ticket, Run.priority)
+        ).one()
+        bump(connection)
+    return row.ticket, row.priority
+
+
 def claim_stale(database: Database, worker: str, stale_after: float) -> list[tuple[str, int]]:
     """(id, ticket) of the runs that a silent worker left, now this worker's alone to take over."""
     now = time.time()

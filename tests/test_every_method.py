@@ -167,6 +167,16 @@ def test_pruned_weights_stay_exactly_zero_under_a_later_stage(found, pattern):
     assert bool((now[~pruned.kept] == 0).all())
 
 
+@pytest.mark.parametrize("first", [0.3, 0.7])
+@pytest.mark.parametrize("found", [f for f in LAYER_METHODS if f.kind == "prune"], ids=lambda f: f.id)
+def test_pruning_twice_keeps_what_both_kept(found, first):
+    layer, _ = random_layer()
+    once = after(layer, wanda(layer, sparsity=first))
+    twice = after(layer, run(found, once, sparsity=0.5))
+    assert not bool((twice.kept & ~once.kept).any())
+    assert float(twice.kept.float().mean()) <= 0.51
+
+
 @pytest.mark.parametrize("found", [f for f in LAYER_METHODS if f.kind == "compensate"], ids=lambda f: f.id)
 def test_compensation_leaves_the_stored_base_untouched(found):
     layer, _ = random_layer()

@@ -120,7 +120,7 @@ def test_missing_files_runs_and_benches_are_said(call, tmp_path):
             ("export", "0123456789ab", "--format", "transformers", "--to", tmp_path / "x"),
             "0 artifacts belong to run",
         ),
-        (("bench", "nothing"), "there is no 'nothing'; allowed: evaluation, fill_store, gptq, memory"),
+        (("bench", "nothing"), "there is no 'nothing'; allowed: evaluation, gptq, memory"),
     ):
         code, out, err = call(*arguments)
         assert (code, out) == (1, "")

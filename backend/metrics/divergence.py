@@ -48,17 +48,25 @@ def _spread(values: Tensor) -> slice:
 
 
 def _series(subject: Subject, scores: Scores, name: str) -> Series:
-    return Series(f"divergence.{name}.windows", subject.protocol, tuple(scores.windows(name).tolist()))
+    return Series(
+        f"divergence.{name}.windows", subject.reference_protocol, tuple(scores.windows(name).tolist())
+    )
 
 
 def _measured(subject: Subject, name: str, windows: Tensor, unit: str, lower: bool) -> Measured:
     stderr = float(windows.std()) / math.sqrt(len(windows)) if len(windows) > 1 else None
-    text, count = subject.recipe.evaluation.text, subject.tokens.protocol["tokens"]
-    return Measured(
-        f"divergence.{name}", float(windows.mean()), unit, lower, subject.protocol, text, stderr, count
+    stamp, text, count = (
+        subject.reference_protocol,
+        subject.recipe.evaluation.text,
+        subject.tokens.protocol["tokens"],
     )
+    return Measured(f"divergence.{name}", float(windows.mean()), unit, lower, stamp, text, stderr, count)
 
 
 def _plain(subject: Subject, name: str, value: float, unit: str) -> Measured:
-    text, count = subject.recipe.evaluation.text, subject.tokens.protocol["tokens"]
-    return Measured(f"divergence.{name}", value, unit, True, subject.protocol, text, None, count)
+    stamp, text, count = (
+        subject.reference_protocol,
+        subject.recipe.evaluation.text,
+        subject.tokens.protocol["tokens"],
+    )
+    return Measured(f"divergence.{name}", value, unit, True, stamp, text, None, count)

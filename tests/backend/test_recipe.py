@@ -38,7 +38,7 @@ MALFORMED = [
     (recipe(version=2), ["version is 2", "1"]),
     (recipe(seed=-1), ["seed is -1", "from 0"]),
     (recipe(seed="x"), ["seed", "a whole number"]),
-    ({"model": "m", "stages": {"a": 1}}, ["stages", "tuple"]),
+    ({"model": "m", "stages": {"a": 1}}, ["stages", "array"]),
     ({"model": "m", "stages": ["rtn"]}, ["stage 1", "rtn"]),
     (recipe({"params": {}}), ["stage 1", "method is missing"]),
     (recipe(stage("quantize.magic")), ["stage 1, quantize.magic", "no such method", RTN]),

@@ -36,4 +36,4 @@ def magnitude(
         kept = keep_largest(score, sparsity)
     else:
         kept = keep_largest(score.view(1, -1), sparsity).view(weight.shape)
-    return (Sparse.keep(weight, kept, layer.dtype),)
+    return (Sparse.keep(weight, kept if layer.kept is None else kept & layer.kept, layer.dtype),)

@@ -30,4 +30,4 @@ def wanda(layer: Layer, *, sparsity: Sparsity = 0.5, pattern: Pattern = "free") 
     weight = layer.now
     score = weight.abs() * layer.statistics.squares.sqrt().float()
     kept = keep_pattern(score, pattern) if pattern != "free" else keep_largest(score, sparsity)
-    return (Sparse.keep(weight, kept & (weight != 0) if layer.kept is not None else kept, layer.dtype),)
+    return (Sparse.keep(weight, kept if layer.kept is None else kept & layer.kept, layer.dtype),)
