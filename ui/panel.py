@@ -12,10 +12,11 @@ from typing import Any
 import gradio as gr
 
 _SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+# With the path written out, for the document's base is not this page.
 _ADDRESS = """
 watch('value', () => {
-  const here = props.value === '?' ? location.pathname : props.value;
-  if (here) history.replaceState(history.state, '', here);
+  const query = props.value === '?' ? '' : props.value;
+  if (props.value) history.replaceState(history.state, '', location.pathname + query);
 });
 """
 _DOWNLOAD = """

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from backend.recipe import parse_recipe
-from store import results, runs
+from store import measurements, results, runs
 from tests.ui import made_up
 from ui.pages import explore
 from ui.pages.explore import View
@@ -99,6 +99,13 @@ def test_the_card_tells_everything_about_a_run(jobs, points, filled):
         f"compress?from={filled[7]}", "53 s",
     ):  # fmt: skip
         assert told in card
+
+
+def test_a_simulated_speed_says_so(jobs, points, filled):
+    own = [made_up.number("speed.decode", 11.3, {"device": "cpu", "simulated": True})]
+    measurements.save_measurements(jobs.database, filled[3], measurements=own)
+    assert "Decode, simulated" in explore.card(jobs.database, filled[3], points)
+    assert "simulated" not in explore.card(jobs.database, filled[0], points)
 
 
 def test_the_recipe_on_the_card_can_be_run_again(jobs, points, filled):

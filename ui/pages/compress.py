@@ -404,10 +404,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     presets.select(preset, shape, [stages, shape], **quiet)
     menu.select(add, [stages, shape], [stages, shape], **quiet)
     stages.change(look, fields, drawn, trigger_mode="always_last", **quiet)
-    for control in (model, calibration_text, evaluation_text, metrics):
-        control.input(look, fields, drawn, trigger_mode="always_last", **quiet)
-    for control in (*calibration, *evaluation):
-        control.input(look, fields, drawn, trigger_mode="always_last", **quiet)
+    for control in (model, calibration_text, *calibration, evaluation_text, *evaluation, metrics):
+        control.change(look, fields, drawn, trigger_mode="always_last", **quiet)
     take.click(load_text, [text, shape], [*fields, shape], **quiet).then(look, fields, drawn, **quiet)
     queue.click(enqueue, fields, outcome, api_visibility="private")
     queue_text.click(enqueue_text, text, outcome, api_visibility="private")
@@ -441,7 +439,8 @@ def _stage_card(
                 placeholder="*.mlp.*", max_lines=1, min_width=130, interactive=True,
             )  # fmt: skip
         for name, component in (*inputs, ("only", only)):
-            component.input(
+            # Not `input`: Gradio's text boxes do not send it for a paste or a deletion.
+            component.change(
                 lambda value, current, name=name: edited(current, key, name, value),
                 [component, stages], stages, trigger_mode="always_last", **quiet,
             )  # fmt: skip

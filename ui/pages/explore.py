@@ -255,13 +255,15 @@ def _heading(run: Mapping[str, Any]) -> str:
 def _numbers(found: pd.DataFrame, run_id: str, dense_id: str, protocol: str) -> str:
     # A run measured on several texts shows the one of its point; what belongs to the run has no text.
     found = found[(found["comparable"] == protocol) | (found["comparable"] == "")]
-    own = found[found["run_id"] == run_id].set_index("metric")
+    own = found[found["run_id"] == run_id].drop_duplicates("metric", keep="last").set_index("metric")
     dense = found[found["run_id"] == dense_id].set_index("metric")["value"].to_dict()
     lines = []
     for metric, title in TITLES.items():
         if metric not in own.index:
             continue
         value, stderr = own.loc[metric, "value"], own.loc[metric, "stderr"]
+        if metric.startswith("speed.") and json.loads(own.loc[metric, "stamp"]).get("simulated"):
+            title += ", simulated"
         lines.append(
             (
                 escape(title),
@@ -479,7 +481,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     page.load(opened, None, [*drawn, chosen, strip, seen, *settled_controls], **quiet)
     for control in (scope, log_x, log_y, broken):
         control.input(changed, list(controls), list(drawn), **quiet)
-    words.input(changed, list(controls), list(drawn), trigger_mode="always_last", **quiet)
+    # Not `input`: Gradio's text boxes do not send it for a paste or a deletion.
+    words.change(changed, list(controls), list(drawn), trigger_mode="always_last", **quiet)
     for axis, log, axes in ((x, log_x, charts.COSTS), (y, log_y, charts.QUALITIES)):
         # A new axis starts on the scale that usually reads best.
         usual = axis.input(lambda metric, axes=axes: axes[metric].log, axis, log, queue=False, **quiet)
