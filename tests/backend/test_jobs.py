@@ -332,7 +332,7 @@ def test_generations_stream_side_by_side_and_can_be_stopped(
 ) -> None:
     run_id = shared.submit(ask()).run_id
     wait_for(shared, run_id, "done")
-    group = shared.generate(str(model), [None, run_id], "20", {"max_tokens": 8})
+    group = shared.generate(str(model.parent / "plain"), [None, run_id], "20", {"max_tokens": 8})
     wait(lambda: 0 < len(results.generations(shared.database, group)["text"][0]) < 40, 15)
     wait(lambda: list(results.generations(shared.database, group)["status"]) == ["done", "done"], 15)
     answers = results.generations(shared.database, group)
