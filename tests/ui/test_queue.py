@@ -46,11 +46,19 @@ def test_a_running_run_shows_stage_progress_and_time_left(jobs):
     alive(jobs)
     run_id = made_up.add_run(jobs.database, made_up.RUNS[2], status="running")
     runs.report_progress(
-        jobs.database, run_id, 1, "local", stage="compress", done=12, total=30, detail="block", fraction=0.42,
-        eta_seconds=75.0, memory_bytes=900_000_000, tokens_per_second=512.0,
+        jobs.database, run_id, 1, "local", stage="compress", done=12, total=30, detail="block 13 of 30",
+        fraction=0.42, eta_seconds=75.0, memory_bytes=900_000_000, tokens_per_second=512.0,
     )  # fmt: skip
     page = queue.overview(jobs)
-    for told in ("42 %", "1 min 15 s", "12 of 30", "512 tok/s", "900.0 MB", "compress", "gptq 3-bit g64"):
+    for told in (
+        "42 %",
+        "1 min 15 s",
+        "block 13 of 30",
+        "512 tok/s",
+        "900.0 MB",
+        "compress",
+        "gptq 3-bit g64",
+    ):
         assert told in page
 
 

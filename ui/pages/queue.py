@@ -50,19 +50,19 @@ def working(run: QueuedRun) -> str:
     numbers = {
         "done": f"{100 * fraction:.0f} %" if fraction is not None else "",
         "left": f"about {duration(run.eta_seconds)}" if is_number(run.eta_seconds) else "",
-        run.detail or "step": counted,
+        run.stage or "step": run.detail or counted,
         "speed": f"{significant(run.tokens_per_second, 3)} tok/s" if is_number(run.tokens_per_second) else "",
         "memory": byte_size(run.memory_bytes) if is_number(run.memory_bytes) else "",
         "running for": duration(time.time() - run.started) if run.started else "",
         "worker": run.worker or "",
     }
-    stage = "being cancelled" if run.cancel_requested else (run.stage or "starting")
+    state = "; being cancelled" if run.cancel_requested else ""
     width = 100 * (fraction or 0)
     name = f'{badge("running", "info")}<span class="note mono">{run.id}</span>'
     acts = button("Log", "log", run.id) + button("Cancel", "cancel", run.id, danger=True)
     return card(
         f"{top(name, acts)}<h3>{escape(run.chain)}</h3>"
-        f'<p class="note">{escape(run.model)}, asked for by {escape(run.user)}; {escape(stage)}</p>'
+        f'<p class="note">{escape(run.model)}, asked for by {escape(run.user)}{state}</p>'
         f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"'
         f' aria-valuenow="{width:.0f}"><i style="width:{width:.1f}%"></i></div>'
         f"{figures({label: value for label, value in numbers.items() if value})}",
@@ -81,24 +81,19 @@ def waiting_table(waiting: Sequence[QueuedRun]) -> str:
             + button("\N{DOWNWARDS ARROW}", "down", run.id, hint="Run later")
             + button("Cancel", "cancel", run.id, danger=True)
         )
+        told = f"{run.id}, {run.model}, by {run.user}, {age(run.created)}"
         lines.append(
             (
                 f'<span class="subtle">{run.position}</span>',
-                f'<span class="mono">{run.id}</span>',
-                escape(run.chain),
-                escape(run.model),
-                escape(run.user),
-                age(run.created),
+                f'{escape(run.chain)}<br><span class="note">{escape(told)}</span>',
                 f'<span class="acts end">{acts}</span>',
             )
         )
     rest = len(waiting) - len(lines)
     note = f'<p class="note">and {rest} more</p>' if rest else ""
-    head = ("", "Run", "Chain", "Model", "By", "Asked for", "")
     mine = button("Cancel all of mine", "cancel-mine", danger=True)
-    return card(
-        f"{top(f'<h3>{len(waiting)} queued</h3>', mine)}{table(head, lines, numeric_from=6)}{note}", "waiting"
-    )
+    head = top(f"<h3>{len(waiting)} queued</h3>", mine)
+    return card(f"{head}{table((), lines, numeric_from=2)}{note}", "waiting")
 
 
 def ended_table(ended: pd.DataFrame) -> str:
@@ -113,17 +108,15 @@ def ended_table(ended: pd.DataFrame) -> str:
             acts += link("Explore", f"./?{urlencode({'run': run['id']})}")
         else:
             acts += button("Retry", "retry", run["id"])
+        told = f"{run['id']}, {run['model']}, by {run['user']}, {age(run['finished'])}"
         lines.append(
             (
                 badge(status, "bad" if status == "broken" else _TONES.get(status, "")),
-                f'<span class="mono">{run["id"]}</span>',
-                f"{escape(run['chain'])}{_cause(run)}",
-                age(run["finished"]),
+                f'{escape(run["chain"])}<br><span class="note">{escape(told)}</span>{_cause(run)}',
                 f'<span class="acts end">{acts}</span>',
             )
         )
-    head = ("", "Run", "Chain", "Ended", "")
-    return card(f"<h3>Ended lately</h3>{table(head, lines, numeric_from=4)}", "ended")
+    return card(f"<h3>Ended lately</h3>{table((), lines, numeric_from=2)}", "ended")
 
 
 def _cause(run: dict[str, Any]) -> str:
