@@ -470,7 +470,7 @@ def _shown(act: Callable[..., Any], *values: Any) -> Any:
     try:
         return act(*values)
     except UserError as error:
-        raise gr.Error(escape(str(error)), duration=12) from None
+        raise gr.Error(escape(str(error)), duration=12, print_exception=False) from None
 
 
 def _told(act: Callable[[], str]) -> str:
