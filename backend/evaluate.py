@@ -26,7 +26,7 @@ from backend.registry import discover
 from backend.text import Tokens, evaluation
 
 # Rows of hidden states whose logits exist at once: enough to keep the product with the head busy.
-_ROWS = 256
+_ROWS = 128
 
 
 @dataclass(frozen=True)
