@@ -268,9 +268,18 @@ def _layout(x: Axis, y: Axis, log_x: bool, log_y: bool, dense: pd.DataFrame, rev
     return layout
 
 
+# Whole numbers beside every tick: by itself the plot labels those between decades by their first digit alone.
+_LOG_TICKS = [float(f"{digit}e{power}") for power in range(-6, 8) for digit in (1, 2, 3, 5, 7)]
+
+
 def _scale(log: bool) -> Figure:
     return (
-        {"type": "log", "nticks": 8, "minor": {"ticks": "outside", "ticklen": 2}}
+        {
+            "type": "log",
+            "tickmode": "array",
+            "tickvals": _LOG_TICKS,
+            "ticktext": [f"{v:g}" for v in _LOG_TICKS],
+        }
         if log
         else {"type": "linear"}
     )
