@@ -6,7 +6,6 @@ the data home and removed again.
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from backend.host import Host
 from backend.pipeline import compress
 from backend.progress import silent
 from backend.recipe import parse_recipe
+from backend.resident import peak_bytes
 
 
 def random_llama(folder: Path, host: Host) -> None:
@@ -62,7 +62,8 @@ def measure(model: str, samples: int) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     compress(recipe, host, scratch / "artifact.safetensors", scratch / "blocks", silent)
     shutil.rmtree(scratch)
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    print(json.dumps({"peak": peak_bytes(torch.device("cpu"))}))
 
 
 def main() -> None:
