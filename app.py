@@ -64,22 +64,19 @@ def _serve(options: argparse.Namespace, host: Host) -> None:
     from backend.jobs import Jobs  # noqa: PLC0415
     from ui.app import build, launch  # noqa: PLC0415
 
-    if not fetched(host):
-        # Where nobody ran `make setup`, as on a Space. Without them, hub models and local folders still work.
-        try:
-            fetch(host, lambda update: print(f"{update.stage} {update.detail}", file=sys.stderr))
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
-    if fetched(host):
-        Jobs(host).submit_starter()
     stopped = threading.Event()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: stopped.set())
-    worker = _start_worker() if options.worker else None
+    worker = None
+    demo = build(host)
     try:
-        demo = build(host)
+        # The page first: worker and assets would take the cores that it starts with.
         launch(demo, host)
+        _provide(host)
+        if fetched(host):
+            Jobs(host).submit_starter()
+        worker = _start_worker() if options.worker else None
         while not stopped.wait(2):
             # A worker that was killed comes back, unless it ended by itself with something to say.
             if worker is not None and worker.poll() is not None and worker.returncode < 0:
@@ -92,6 +89,15 @@ def _serve(options: argparse.Namespace, host: Host) -> None:
                 worker.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 worker.kill()
+
+
+def _provide(host: Host) -> None:
+    """Fetch the assets where nobody ran `make setup`, as on a Space; hub models and folders work without."""
+    try:
+        if not fetched(host):
+            fetch(host, lambda update: print(f"{update.stage} {update.detail}", file=sys.stderr))
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
