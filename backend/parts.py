@@ -4,6 +4,7 @@ A compressed weight is the sum of its parts. Shapes: weights are [out, in]; code
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -46,7 +47,7 @@ def stored_scale(scale: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(ABC):
     """A term of the sum; `dense()` is what it adds, `bits` the size of the tensors it stores."""
 
     shape: tuple[int, int]
@@ -71,9 +72,9 @@ class Part:
         """Bits of all stored tensors, padding included."""
         return sum(tensor.numel() * tensor.element_size() * 8 for tensor in self.tensors().values())
 
+    @abstractmethod
     def dense(self) -> Tensor:
         """The full matrix [out, in] in float32."""
-        raise NotImplementedError
 
     def to(self, device: torch.device | str) -> Self:
         """The same part on another device."""
