@@ -27,6 +27,9 @@ from backend.text import Tokens, evaluation
 
 # Rows of hidden states whose logits exist at once: enough to keep the product with the head busy.
 _ROWS = 128
+# Rows whose float32 losses exist at once: few enough to stay in the cache, and below the size at which freed memory
+# goes back to the system and has to be cleared again.
+_SLICE = 16
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,11 @@ class Subject:
         rows = []
         for start in range(0, len(ids) - 1, _ROWS):
             stop = min(start + _ROWS, len(ids) - 1)
-            ours = capped(self.opened.head(states[start:stop]), self.opened.softcap)
-            theirs = capped(head(dense[start:stop].to(states.device)), cap)
-            rows.append(compare_logits(ours, theirs, ids[start + 1 : stop + 1]))
+            ours = self.opened.head(states[start:stop]).split(_SLICE)
+            theirs = head(dense[start:stop].to(states.device)).split(_SLICE)
+            targets = ids[start + 1 : stop + 1].split(_SLICE)
+            for mine, their, wanted in zip(ours, theirs, targets, strict=True):
+                rows.append(compare_logits(capped(mine, self.opened.softcap), capped(their, cap), wanted))
         return {name: torch.cat([row[name] for row in rows]).float().cpu() for name in rows[0]}
 
     @cached_property
@@ -219,8 +224,10 @@ def token_losses(opened: OpenModel, states: Tensor, targets: Tensor) -> Tensor:
     """-ln Q(target) in float32 [n] from final states [n, d]."""
     losses = []
     for start in range(0, len(targets), _ROWS):
-        logits = capped(opened.head(states[start : start + _ROWS]), opened.softcap)
-        losses.append(nn.functional.cross_entropy(logits, targets[start : start + _ROWS], reduction="none"))
+        rows = opened.head(states[start : start + _ROWS]).split(_SLICE)
+        for logits, wanted in zip(rows, targets[start : start + _ROWS].split(_SLICE), strict=True):
+            scores = capped(logits, opened.softcap)
+            losses.append(nn.functional.cross_entropy(scores, wanted, reduction="none"))
     return torch.cat(losses)
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     windows = evaluation(options.text, load_tokenizer(EMBEDDED_MODEL, host), 2048, options.windows, host).ids
     spent = {"plain loop": 0.0, "paretoscope": 0.0, "blocks alone": 0.0}
     losses: dict[str, list[float]] = {"plain loop": [], "paretoscope": []}
-    final_states(opened, windows[0])
+    token_losses(opened, final_states(opened, windows[0])[:-1], windows[0][1:])
     plain(windows[:1])
     for ids in windows:
         start = time.perf_counter()
