@@ -27,8 +27,8 @@ from backend.text import Tokens, evaluation
 
 # Rows of hidden states whose logits exist at once: enough to keep the product with the head busy.
 _ROWS = 128
-# Rows whose float32 losses exist at once: few enough to stay in the cache, and below the size at which freed memory
-# goes back to the system and has to be cleared again.
+# Rows whose float32 losses exist at once: few enough to stay in the cache, and below the size at which freed
+# memory goes back to the system and has to be cleared again.
 _SLICE = 16
 
 

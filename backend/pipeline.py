@@ -7,13 +7,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from backend.artifacts import (
@@ -28,21 +25,19 @@ from backend.artifacts import (
     stored_config,
     stored_generation,
 )
-from backend.errors import UserError
+from backend.checkpoints import Checkpoints
 from backend.families import blocks_of
+from backend.feed import Feed
 from backend.host import Host
 from backend.models import ModelFacts, facts
-from backend.parts import CompressedLinear, LowRank, Part, rebuild
+from backend.parts import CompressedLinear, LowRank, Part
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers
 from backend.registry import Method, Need, discover
 from backend.resident import forget_peak, peak_bytes
-from backend.statistics import Gatherer
+from backend.statistics import Gatherer, read_statistics, write_statistics
 from backend.text import calibration
 from backend.views import Layer, Statistics, Work
-
-# Tokens pushed through a block at once.
-_BATCH_TOKENS = 4096
 
 
 @dataclass
@@ -123,13 +118,13 @@ class _Walk:
         report: Report,
     ) -> None:
         self.recipe, self.layout, self.opened, self.host = recipe, layout, opened, host
-        self.scratch, self.progress, self.report = scratch, progress, report
+        self.progress, self.report = progress, report
+        self.checkpoints = Checkpoints(scratch, opened.device)
         self.model, self.family = opened.model, opened.family
         self.plan: dict[str, dict[str, Any]] = {}
         self.latest: str | None = None
         self._tokens: Tensor | None = None
         self._tokenizer: Any = None
-        scratch.mkdir(parents=True, exist_ok=True)
 
     @property
     def tokenizer(self) -> Any:
@@ -169,10 +164,14 @@ class _Walk:
         previous, self.latest = self.latest, label
         dense_order = self.recipe.calibration.order == "dense"
         asks = any(need != "nothing" for need in needs.values())
-        feeds = _Feed(self) if asks and not (dense_order and self._cached_all(count, needs)) else None
+        feeds = (
+            Feed(self.opened, self.tokens, self.progress)
+            if asks and not (dense_order and self._cached_all(count, needs))
+            else None
+        )
         for block in range(count):
             self.progress(Update("compress", block, count, f"block {block + 1} of {count}"))
-            finished = self._load(label, block)
+            finished = self.checkpoints.load(label, block)
             if finished is None:
                 before = self._parts_of(previous, block)
                 finished = dict(before)
@@ -191,12 +190,12 @@ class _Walk:
                             )
                             rows += made
                 finished = {name: parts for name, parts in finished.items() if parts}
-                self._save(label, block, finished, rows)
+                self.checkpoints.save(label, block, finished, rows)
             if feeds and block + 1 < count:
                 with self.report.timed("outputs"), self._swapped({} if dense_order else finished):
                     feeds.advance(block)
         self.progress(Update("compress", count, count))
-        self.report.layers += [row for block in range(count) for row in self._rows(label, block)]
+        self.report.layers += [row for block in range(count) for row in self.checkpoints.rows(label, block)]
 
     def parts(self, block: int) -> dict[str, tuple[Part, ...]]:
         """What the walks so far made of a block's linears."""
@@ -267,7 +266,7 @@ class _Walk:
         block: int,
         groups: Sequence[Sequence[str]],
         needs: Mapping[str, Need],
-        feeds: "_Feed | None",
+        feeds: Feed | None,
         inside: Mapping[str, tuple[Part, ...]],
     ) -> dict[str, Statistics]:
         wanted = [group for group in groups if any(needs[name] != "nothing" for name in group)]
@@ -275,7 +274,7 @@ class _Walk:
             return {group[0]: Statistics() for group in groups}
         cache = self._cache_file(block, needs) if self.recipe.calibration.order == "dense" else None
         if cache is not None and is_whole(cache):
-            return _read_statistics(cache, groups, self.opened.device)
+            return read_statistics(cache, groups, self.opened.device)
         assert feeds is not None
         with self.report.timed("statistics"):
             dense_order = self.recipe.calibration.order == "dense"
@@ -286,7 +285,7 @@ class _Walk:
                 feeds.observe(block, gatherer)
             found = {group[0]: gatherer.of(group) for group in groups}
         if cache is not None:
-            _write_statistics(cache, found)
+            write_statistics(cache, found)
         return found
 
     def _cache_file(self, block: int, needs: Mapping[str, Need]) -> Path:
@@ -317,122 +316,12 @@ class _Walk:
             for name, module in originals.items():
                 replace_module(self.model, name, module)
 
+    def _parts_of(self, label: str | None, block: int) -> dict[str, tuple[Part, ...]]:
+        return {} if label is None else self.checkpoints.load(label, block) or {}
+
     def _rng(self, what: str) -> torch.Generator:
         seed = hashlib.sha256(f"{self.recipe.seed}|{what}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
-
-    def _file(self, label: str, block: int) -> Path:
-        return self.scratch / f"stage-{label}-block-{block:03d}.safetensors"
-
-    def _save(
-        self, label: str, block: int, parts: Mapping[str, tuple[Part, ...]], rows: list[dict[str, Any]]
-    ) -> None:
-        tensors = {"nothing": torch.zeros(0)}
-        described: dict[str, list[dict[str, Any]]] = {}
-        for name, pieces in parts.items():
-            described[name] = [{"kind": piece.kind, "settings": piece.settings()} for piece in pieces]
-            for number, piece in enumerate(pieces):
-                for key, tensor in piece.tensors().items():
-                    tensors[f"{name}#{number}.{key}"] = tensor.contiguous().cpu()
-        path = self._file(label, block)
-        temporary = path.with_suffix(".writing")
-        try:
-            save_file(tensors, temporary, {"parts": json.dumps(described), "rows": json.dumps(rows)})
-        except (OSError, SafetensorError) as error:
-            if "No space left" in str(error):
-                raise UserError(
-                    f"the disk is full: block {block + 1} could not be kept; free some space and retry"
-                ) from None
-            raise
-        temporary.replace(path)
-
-    def _load(self, label: str, block: int) -> dict[str, tuple[Part, ...]] | None:
-        path = self._file(label, block)
-        if not is_whole(path):
-            return None
-        device = self.opened.device
-        with safe_open(path, "pt") as opened:
-            described = json.loads(opened.metadata()["parts"])
-            return {
-                name: tuple(
-                    rebuild(
-                        piece["kind"],
-                        piece["settings"],
-                        {
-                            key.split("#", 1)[1].split(".", 1)[1]: opened.get_tensor(key).to(device)
-                            for key in opened.keys()  # noqa: SIM118 - safe_open is not a mapping
-                            if key.startswith(f"{name}#{number}.")
-                        },
-                    )
-                    for number, piece in enumerate(pieces)
-                )
-                for name, pieces in described.items()
-            }
-
-    def _parts_of(self, label: str | None, block: int) -> dict[str, tuple[Part, ...]]:
-        return {} if label is None else self._load(label, block) or {}
-
-    def _rows(self, label: str, block: int) -> list[dict[str, Any]]:
-        with safe_open(self._file(label, block), "pt") as opened:
-            return json.loads(opened.metadata()["rows"])
-
-
-class _Feed:
-    """Hidden states of the calibration samples in front of the block at hand."""
-
-    def __init__(self, walk: _Walk) -> None:
-        self.walk = walk
-        self.blocks = blocks_of(walk.model, walk.family)
-        tokens = walk.tokens
-        self.batch = max(1, _BATCH_TOKENS // tokens.shape[1])
-        self.arguments: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
-        states = []
-        for start in range(0, len(tokens), self.batch):
-            ids = tokens[start : start + self.batch].to(walk.opened.device)
-            states.append(self._enter(ids))
-            walk.progress(Update("embed", start + len(ids), len(tokens)))
-        self.states = torch.cat(states)
-
-    def observe(self, block: int, gatherer: Gatherer) -> None:
-        """Push all samples through a block up to the last input that is wanted."""
-        for _, batch in self._batches("statistics", block):
-            gatherer.feed(partial(self._run, block, batch))
-
-    def advance(self, block: int) -> None:
-        """Replace the states by the block's outputs."""
-        for start, batch in self._batches("outputs", block):
-            self.states[start : start + len(batch)] = self._run(block, batch)
-
-    def _batches(self, what: str, block: int) -> Iterator[tuple[int, Tensor]]:
-        count = len(self.blocks)
-        for start in range(0, len(self.states), self.batch):
-            self.walk.progress(Update("compress", block, count, f"block {block + 1} of {count}, {what}"))
-            yield start, self.states[start : start + self.batch]
-
-    def _run(self, block: int, batch: Tensor) -> Tensor:
-        positional, named = self.arguments[tuple(batch.shape[:2])][block]
-        out = self.blocks[block](batch, *positional, **named)
-        return out[0] if isinstance(out, tuple) else out
-
-    def _enter(self, ids: Tensor) -> Tensor:
-        """The input of the first block, and what the model hands to each block for a batch of this shape."""
-        entered: list[Tensor] = []
-        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def record(states: Tensor, *positional: Any, **named: Any) -> Tensor:
-            entered.append(states)
-            given.append((positional, named))
-            return states
-
-        for block in self.blocks:
-            block.forward = record
-        try:
-            self.walk.opened.body(input_ids=ids, use_cache=False)
-        finally:
-            for block in self.blocks:
-                del block.forward
-        self.arguments.setdefault(tuple(ids.shape), given)
-        return entered[0]
 
 
 def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple[float, str]:
@@ -452,39 +341,3 @@ def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple
         sizes = [float(m.square().sum(dtype=torch.float64)) for m in (lost, whole)]
         seen = "weight"
     return (sizes[0] / sizes[1] if sizes[1] > 0 else math.nan if sizes[0] > 0 else 0.0), seen
-
-
-def _write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, statistics in found.items():
-        tensors[f"{name}#tokens"] = torch.tensor([statistics.tokens])
-        if statistics.squares is not None:
-            tensors[f"{name}#squares"] = statistics.squares.cpu()
-        if statistics.gram is not None:
-            rows, columns = torch.triu_indices(*statistics.gram.shape)
-            tensors[f"{name}#gram"] = statistics.gram[rows, columns].cpu()
-    temporary = path.with_suffix(".writing")
-    save_file(tensors, temporary)
-    temporary.replace(path)
-
-
-def _read_statistics(
-    path: Path, groups: Sequence[Sequence[str]], device: torch.device
-) -> dict[str, Statistics]:
-    found = {}
-    with safe_open(path, "pt", device=str(device)) as opened:
-        names = set(opened.keys())
-        for group in groups:
-            name = group[0]
-            squares = opened.get_tensor(f"{name}#squares") if f"{name}#squares" in names else None
-            gram = None
-            if f"{name}#gram" in names:
-                assert squares is not None
-                inputs = len(squares)
-                gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
-                rows, columns = torch.triu_indices(inputs, inputs, device=device)
-                gram[rows, columns] = opened.get_tensor(f"{name}#gram")
-                gram = gram + gram.triu(1).T
-            found[name] = Statistics(int(opened.get_tensor(f"{name}#tokens")), squares, gram)
-    return found

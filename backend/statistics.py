@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -99,3 +102,41 @@ class _Sums:
             return Statistics(self.tokens, self.squares, None)
         gram = self.gram.triu() + self.gram.triu(1).T
         return Statistics(self.tokens, gram.diagonal().clone(), gram)
+
+
+def write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
+    """Keep the statistics of a block's groups; Gram matrices as their upper triangles."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, statistics in found.items():
+        tensors[f"{name}#tokens"] = torch.tensor([statistics.tokens])
+        if statistics.squares is not None:
+            tensors[f"{name}#squares"] = statistics.squares.cpu()
+        if statistics.gram is not None:
+            rows, columns = torch.triu_indices(*statistics.gram.shape)
+            tensors[f"{name}#gram"] = statistics.gram[rows, columns].cpu()
+    temporary = path.with_suffix(".writing")
+    save_file(tensors, temporary)
+    temporary.replace(path)
+
+
+def read_statistics(
+    path: Path, groups: Sequence[Sequence[str]], device: torch.device
+) -> dict[str, Statistics]:
+    """What `write_statistics` kept, by the first name of each group."""
+    found = {}
+    with safe_open(path, "pt", device=str(device)) as opened:
+        names = set(opened.keys())
+        for group in groups:
+            name = group[0]
+            squares = opened.get_tensor(f"{name}#squares") if f"{name}#squares" in names else None
+            gram = None
+            if f"{name}#gram" in names:
+                assert squares is not None
+                inputs = len(squares)
+                gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+                rows, columns = torch.triu_indices(inputs, inputs, device=device)
+                gram[rows, columns] = opened.get_tensor(f"{name}#gram")
+                gram = gram + gram.triu(1).T
+            found[name] = Statistics(int(opened.get_tensor(f"{name}#tokens")), squares, gram)
+    return found

@@ -1,0 +1,76 @@
+"""Finished blocks of a walk on disk, so that an interrupted run goes on at the block where it stopped."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from backend.artifacts import is_whole
+from backend.errors import UserError
+from backend.parts import Part, rebuild
+
+
+class Checkpoints:
+    """Parts and report rows of each block and walk, a file each in one folder."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder, self._device = folder, device
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(
+        self, label: str, block: int, parts: Mapping[str, tuple[Part, ...]], rows: list[dict[str, Any]]
+    ) -> None:
+        """Keep what the walk `label` made of a block; UserError when the disk is full."""
+        tensors = {"nothing": torch.zeros(0)}
+        described: dict[str, list[dict[str, Any]]] = {}
+        for name, pieces in parts.items():
+            described[name] = [{"kind": piece.kind, "settings": piece.settings()} for piece in pieces]
+            for number, piece in enumerate(pieces):
+                for key, tensor in piece.tensors().items():
+                    tensors[f"{name}#{number}.{key}"] = tensor.contiguous().cpu()
+        path = self._file(label, block)
+        temporary = path.with_suffix(".writing")
+        try:
+            save_file(tensors, temporary, {"parts": json.dumps(described), "rows": json.dumps(rows)})
+        except (OSError, SafetensorError) as error:
+            if "No space left" in str(error):
+                raise UserError(
+                    f"the disk is full: block {block + 1} could not be kept; free some space and retry"
+                ) from None
+            raise
+        temporary.replace(path)
+
+    def load(self, label: str, block: int) -> dict[str, tuple[Part, ...]] | None:
+        """The parts of each linear, or None when the block is not finished."""
+        path = self._file(label, block)
+        if not is_whole(path):
+            return None
+        with safe_open(path, "pt") as opened:
+            described = json.loads(opened.metadata()["parts"])
+            return {
+                name: tuple(
+                    rebuild(
+                        piece["kind"],
+                        piece["settings"],
+                        {
+                            key.split("#", 1)[1].split(".", 1)[1]: opened.get_tensor(key).to(self._device)
+                            for key in opened.keys()  # noqa: SIM118 - safe_open is not a mapping
+                            if key.startswith(f"{name}#{number}.")
+                        },
+                    )
+                    for number, piece in enumerate(pieces)
+                )
+                for name, pieces in described.items()
+            }
+
+    def rows(self, label: str, block: int) -> list[dict[str, Any]]:
+        """The report rows of a finished block."""
+        with safe_open(self._file(label, block), "pt") as opened:
+            return json.loads(opened.metadata()["rows"])
+
+    def _file(self, label: str, block: int) -> Path:
+        return self._folder / f"stage-{label}-block-{block:03d}.safetensors"

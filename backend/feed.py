@@ -1,0 +1,73 @@
+"""Hidden states of the calibration samples on their way through the blocks."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.artifacts import OpenModel
+from backend.families import blocks_of
+from backend.progress import Progress, Update
+from backend.statistics import Gatherer
+
+# Tokens pushed through a block at once.
+_BATCH_TOKENS = 4096
+
+
+class Feed:
+    """States [samples, length, d] in front of the block at hand, for token ids [samples, length]."""
+
+    def __init__(self, opened: OpenModel, tokens: Tensor, progress: Progress) -> None:
+        self._opened, self._progress = opened, progress
+        self._blocks = blocks_of(opened.model, opened.family)
+        self._batch = max(1, _BATCH_TOKENS // tokens.shape[1])
+        self._arguments: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        states = []
+        for start in range(0, len(tokens), self._batch):
+            ids = tokens[start : start + self._batch].to(opened.device)
+            states.append(self._enter(ids))
+            progress(Update("embed", start + len(ids), len(tokens)))
+        self._states = torch.cat(states)
+
+    def observe(self, block: int, gatherer: Gatherer) -> None:
+        """Push all samples through a block up to the last input that is wanted."""
+        for _, batch in self._batches("statistics", block):
+            gatherer.feed(partial(self._run, block, batch))
+
+    def advance(self, block: int) -> None:
+        """Replace the states by the block's outputs."""
+        for start, batch in self._batches("outputs", block):
+            self._states[start : start + len(batch)] = self._run(block, batch)
+
+    def _batches(self, what: str, block: int) -> Iterator[tuple[int, Tensor]]:
+        count = len(self._blocks)
+        for start in range(0, len(self._states), self._batch):
+            self._progress(Update("compress", block, count, f"block {block + 1} of {count}, {what}"))
+            yield start, self._states[start : start + self._batch]
+
+    def _run(self, block: int, batch: Tensor) -> Tensor:
+        positional, named = self._arguments[tuple(batch.shape[:2])][block]
+        out = self._blocks[block](batch, *positional, **named)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _enter(self, ids: Tensor) -> Tensor:
+        """The input of the first block, and what the model hands to each block for a batch of this shape."""
+        entered: list[Tensor] = []
+        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def record(states: Tensor, *positional: Any, **named: Any) -> Tensor:
+            entered.append(states)
+            given.append((positional, named))
+            return states
+
+        for block in self._blocks:
+            block.forward = record
+        try:
+            self._opened.body(input_ids=ids, use_cache=False)
+        finally:
+            for block in self._blocks:
+                del block.forward
+        self._arguments.setdefault(tuple(ids.shape), given)
+        return entered[0]
