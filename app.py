@@ -120,7 +120,7 @@ def _sweep(options: argparse.Namespace, host: Host) -> int:
 
 
 def _worker(options: argparse.Namespace, host: Host) -> None:
-    from backend.jobs import work  # noqa: PLC0415 - as above
+    from backend.worker import work  # noqa: PLC0415 - as above
 
     work(host)
 

@@ -84,7 +84,7 @@ class WorkerProcess:
     """A worker as `make app` starts it, but with the stand-in steps."""
 
     def __init__(self, home: Path, name: str = "local") -> None:
-        code = "from backend.host import Host; from backend.jobs import work\n"
+        code = "from backend.host import Host; from backend.worker import work\n"
         code += f"work(Host.at({str(home)!r}), {TARGET!r})"
         environment = {**os.environ, "PARETOSCOPE_WORKER": name, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)

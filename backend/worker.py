@@ -1,0 +1,405 @@
+"""The worker: takes runs and generations off the queue, has them computed, and stores what came of them.
+
+Nothing is done twice: a killed worker's finished steps stay finished, and another takes over what it left.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import psutil
+from dbos import DBOS, DBOSClient, error
+from sqlalchemy.exc import OperationalError
+
+from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted
+from backend.errors import UserError
+from backend.host import Host
+from backend.jobs import COMPUTE, INTERACTIVE, enqueue_generation, enqueue_run, prepare_queue, workflow_id
+from store import files, generations, measurements, results, runs
+from store.database import Database, open_database
+
+# The artifact's format, not the code's hash: a new release goes on with what an old one began.
+APPLICATION_VERSION = "paretoscope-1"
+ALWAYS_MEASURED = ("size", "sanity")
+_PROGRESS_SECONDS, _LOOK_SECONDS, _BEAT_SECONDS, _TEXT_SECONDS = 1.0, 0.4, 2.0, 0.2
+# What share of a run a step is, roughly; only the progress bar knows it.
+_WEIGHTS = {"compress": 2.0, "perplexity": 1.0, "divergence": 1.0}
+_COUNTED_STAGES = ("compress", "evaluate")
+
+
+def work(host: Host, target: str = "backend.steps") -> None:
+    """The worker's main: work until SIGINT or SIGTERM, then stop; what runs is resumed next time."""
+    Worker(host, target).run()
+
+
+class Worker:
+    """One process that works: one child for runs, one for generations."""
+
+    def __init__(self, host: Host, target: str = "backend.steps") -> None:
+        host.home.mkdir(parents=True, exist_ok=True)
+        self.host = host
+        self.name = host.executor_id
+        self.database = open_database(host.database_url, host.journal)
+        self._refuse_twin()
+        self._lines: deque[str] = deque(maxlen=500)
+        self._compute = Compute(target, self._lines.append)
+        self._answers = Compute(target, lambda line: print(line, file=sys.stderr, flush=True))
+        self._busy = 0
+        self._stopping = threading.Event()
+        self._started = time.time()
+
+    def run(self) -> None:
+        """Serve both queues until a signal comes."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stopping.set())
+        prepare_queue(self.host, self.database)
+        DBOS(
+            config={
+                "name": "paretoscope",
+                "system_database_url": self.host.queue_url,
+                "application_version": APPLICATION_VERSION,
+                "executor_id": self.name,
+                "console_log_level": "WARNING",
+            }
+        )
+        self._register()
+        self._sweep_unfinished()
+        self._beat("idle")
+        DBOS.launch()
+        DBOS.register_queue(
+            COMPUTE, worker_concurrency=1, polling_interval_sec=0.3, on_conflict="always_update"
+        )
+        DBOS.register_queue(
+            INTERACTIVE, worker_concurrency=1, polling_interval_sec=0.2, on_conflict="always_update"
+        )
+        self._compute.warm()
+        self._answers.warm()
+        try:
+            self._watch()
+        finally:
+            self._stop()
+
+    def _register(self) -> None:
+        """The engine marks the functions it is given, which methods do not allow."""
+
+        @DBOS.step(name="compress")
+        def compress(run_id: str) -> None:
+            self._compress_step(run_id)
+
+        @DBOS.step(name="measure")
+        def measure(run_id: str, number: int, metric: str) -> None:
+            self._measure_step(run_id, number, metric)
+
+        # No limit: a run whose worker is killed again and again is still wanted, and its steps get finished.
+        @DBOS.workflow(name="run", max_recovery_attempts=None)
+        def run(run_id: str, ticket: int) -> None:
+            self._work(run_id, ticket)
+
+        @DBOS.workflow(name="generate")
+        def generate(generation_id: str) -> None:
+            self._answer(generation_id)
+
+        self._compress, self._measure = compress, measure
+
+    def _watch(self) -> None:
+        """Signs of life, and what other workers left behind."""
+        client = DBOSClient(system_database_url=self.host.queue_url)
+        looked = 0.0
+        while not self._stopping.wait(_BEAT_SECONDS if looked else 0.0):
+            # A database that is busy or full for a while is no reason to die: the next round tries again.
+            with suppress(OperationalError):
+                self._beat("busy" if self._busy else "idle")
+                if time.time() - looked > self.host.stale_after / 3:
+                    looked = time.time()
+                    self._take_over(client)
+        client.destroy()
+
+    def _take_over(self, client: DBOSClient) -> None:
+        for run_id, ticket in runs.claim_stale(self.database, self.name, self.host.stale_after):
+            try:
+                client.resume_workflow(workflow_id(run_id, ticket), queue_name=COMPUTE)
+            except error.DBOSNonExistentWorkflowError:
+                # The queue's own database was lost or replaced; the store still knows what is wanted.
+                enqueue_run(client, run_id, *runs.requeue_lost(self.database, run_id))
+        for generation_id in generations.claim_stale(self.database, self.name, self.host.stale_after):
+            with suppress(error.DBOSNonExistentWorkflowError):
+                client.resume_workflow(generation_id, queue_name=INTERACTIVE)
+        # Somebody was killed between store and queue, and the two disagree: a new ticket is always safe.
+        for run_id, ticket, priority in runs.waiting(self.database)[:1]:
+            known = client.list_workflows(
+                workflow_ids=[workflow_id(run_id, ticket)], status=["ENQUEUED", "PENDING"], load_input=False
+            )
+            row = results.run(self.database, run_id)
+            waited = row is not None and time.time() - row["enqueued"] > self.host.stale_after
+            if not known and not self._busy and waited:
+                fresh = runs.set_priority(self.database, run_id, priority)
+                if fresh is not None:
+                    enqueue_run(client, run_id, fresh, priority)
+        for generation_id in generations.waiting(self.database):
+            enqueue_generation(client, generation_id)
+
+    def _stop(self) -> None:
+        self._compute.close()
+        self._answers.close()
+        DBOS.destroy(workflow_completion_timeout_sec=0)
+        with suppress(OperationalError):
+            self._beat("stopped")
+        self.database.close()
+
+    def _beat(self, state: str) -> None:
+        memory = psutil.Process().memory_info().rss
+        memory += sum(compute.memory_bytes() or 0 for compute in (self._compute, self._answers))
+        runs.write_worker(
+            self.database,
+            self.name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            device=self.host.device,
+            state=state,
+            started=self._started,
+            memory_bytes=memory,
+        )
+
+    def _sweep_unfinished(self) -> None:
+        """Half-written files of processes that were killed."""
+        old = time.time() - 3600
+        for pattern in (".tmp*", "*.writing", ".*.safetensors*"):
+            for folder in (self.host.artifacts, self.host.runs, self.host.cache):
+                for file in folder.rglob(pattern):
+                    with suppress(OSError):
+                        if file.is_file() and file.stat().st_mtime < old:
+                            file.unlink()
+
+    def _refuse_twin(self) -> None:
+        """Two workers of one name would each take up what the other is doing."""
+        known = results.workers(self.database, self.host.stale_after)
+        for twin in known[known["alive"] & (known["id"] == self.name)].to_dict("records"):
+            if twin["pid"] == os.getpid() or not self._lives(twin):
+                continue
+            raise UserError(
+                f"a worker named {self.name!r} is alive on {twin['host']} (process {twin['pid']}); "
+                "stop it, or give this one another name in PARETOSCOPE_WORKER"
+            )
+
+    def _lives(self, twin: Mapping[Any, Any]) -> bool:
+        if twin["host"] == socket.gethostname():
+            return bool(psutil.pid_exists(twin["pid"]))
+        # A container that was replaced left its last sign of life behind: only a new one counts.
+        for _ in range(int(self.host.stale_after)):
+            time.sleep(1)
+            now = results.workers(self.database, self.host.stale_after)
+            if float(now.loc[now["id"] == self.name, "heartbeat"].iloc[0]) > float(twin["heartbeat"]):
+                return True
+        return False
+
+    def _work(self, run_id: str, ticket: int) -> None:
+        if not runs.start_run(self.database, run_id, ticket, self.name):
+            return
+        self._busy += 1
+        self._lines.clear()
+        try:
+            status, told = self._outcome(run_id, ticket)
+            self._finish(run_id, ticket, status, told)
+            if status == "done":
+                shutil.rmtree(self.host.runs / self._row(run_id)["digest"], ignore_errors=True)
+        except Interrupted:
+            with suppress(OperationalError):
+                detail = "the worker stopped; the run goes on when it starts again"
+                runs.report_progress(self.database, run_id, ticket, self.name, stage="paused", detail=detail)
+            raise
+        finally:
+            self._busy -= 1
+
+    def _outcome(self, run_id: str, ticket: int) -> tuple[str, dict[str, str]]:
+        try:
+            steps = _steps(self._row(run_id)["recipe"])
+            self._compress(run_id)
+            for number, metric in enumerate(steps[1:], start=1):
+                self._measure(run_id, number, metric)
+            return "done", {}
+        except Cancelled:
+            return "cancelled", {}
+        except UserError as problem:
+            return "failed", {"error": str(problem), "error_kind": "user"}
+        except ComputeDied as problem:
+            suggestion = (
+                "use fewer calibration samples, shorter windows or a smaller model, or close other programs"
+            )
+            return "failed", {"error": str(problem), "error_kind": "killed", "suggestion": suggestion}
+        except ComputeFailed as problem:
+            return "failed", {"error": str(problem), "error_kind": "bug"}
+        # The worker's edge: a bug ends one run, and the queue goes on.
+        except Exception as problem:
+            signs = ("No space left", "database or disk is full")
+            if getattr(problem, "errno", None) == errno.ENOSPC or any(sign in str(problem) for sign in signs):
+                reason = str(problem).splitlines()[0][:200]
+                sentence = f"the disk is full ({reason}); free some space and retry"
+                return "failed", {"error": sentence, "error_kind": "user"}
+            return "failed", {"error": traceback.format_exc(), "error_kind": "bug"}
+
+    def _finish(self, run_id: str, ticket: int, status: str, told: dict[str, str]) -> None:
+        while True:
+            # A full disk refuses this write too; the run must not stay open when there is space again.
+            with suppress(OperationalError):
+                _log(self.database, run_id, self._lines)
+                runs.finish_run(self.database, run_id, ticket, self.name, status, **told)
+                return
+            if self._stopping.wait(5):
+                raise Interrupted
+
+    def _row(self, run_id: str) -> dict[str, Any]:
+        row = results.run(self.database, run_id)
+        if row is None:
+            # Removed while it waited for its next step.
+            raise Cancelled
+        return row
+
+    def _compress_step(self, run_id: str) -> None:
+        files.check_free(self.host.artifacts, 0)
+        made = self._call(run_id, 0, "compress", {})
+        kept = ("artifact", "layers", "seconds")
+        measurements.save_compression(
+            self.database,
+            run_id,
+            artifact=made["artifact"],
+            layers=made["layers"],
+            seconds={f"compress.{phase}": seconds for phase, seconds in made["seconds"].items()},
+            report={key: value for key, value in made.items() if key not in kept},
+        )
+
+    def _measure_step(self, run_id: str, number: int, metric: str) -> None:
+        began = time.perf_counter()
+        found = self._call(run_id, number, "measure", {"metric": metric})
+        measurements.save_measurements(
+            self.database,
+            run_id,
+            measurements=found["measurements"],
+            series=found["series"],
+            broken=found["broken"],
+            seconds={metric: time.perf_counter() - began},
+        )
+
+    def _call(self, run_id: str, number: int, function: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+        row = self._row(run_id)
+        recipe = json.dumps(row["recipe"], sort_keys=True, separators=(",", ":"))
+        shared = {"recipe_json": recipe, "digest": row["digest"], "home": str(self.host.home)}
+        watch = _RunWatch(self.database, self._compute, self._lines, row, self.name, number)
+        return self._compute.call(function, {**shared, **extra}, watch.told, watch.should_stop)
+
+    def _answer(self, generation_id: str) -> None:
+        if not generations.start(self.database, generation_id, self.name):
+            return
+        row = generations.one(self.database, generation_id)
+        run = results.run(self.database, row["run_id"]) if row["run_id"] else None
+        arguments = {
+            **{"model": row["model"], "artifact": run["artifact"] if run else None, "prompt": row["prompt"]},
+            **{"settings": json.loads(row["settings"]), "home": str(self.host.home)},
+        }
+        watch = _AnswerWatch(self.database, generation_id)
+        try:
+            made = self._answers.call(
+                "generate", arguments, watch.told, watch.should_stop, poll=_LOOK_SECONDS
+            )
+            generations.finish(self.database, generation_id, "done", text=made["text"], tokens=made["tokens"])
+        except Cancelled:
+            generations.finish(self.database, generation_id, "cancelled")
+        except (UserError, ComputeDied) as problem:
+            generations.finish(self.database, generation_id, "failed", error=str(problem))
+        except ComputeFailed as problem:
+            generations.finish(self.database, generation_id, "failed", error=str(problem))
+
+
+class _RunWatch:
+    """Between the child's updates and the store: progress once a second, and whether to stop."""
+
+    def __init__(
+        self,
+        database: Database,
+        compute: Compute,
+        lines: deque[str],
+        run: Mapping[str, Any],
+        worker: str,
+        number: int,
+    ) -> None:
+        self._database, self._compute, self._lines = database, compute, lines
+        self._ours = (run["id"], run["ticket"], worker)
+        self._step = _steps(run["recipe"])[number]
+        weights = [_WEIGHTS.get(step, 0.3) for step in _steps(run["recipe"])]
+        self._base, self._share = sum(weights[:number]) / sum(weights), weights[number] / sum(weights)
+        self._fraction = max(run["fraction"] or 0.0, self._base)
+        self._eta: float | None = None
+        self._began = self._written = self._looked = time.monotonic()
+        self._columns: dict[str, Any] = {}
+        self._counted: tuple[float, float] | None = None
+
+    def told(self, update: Mapping[str, Any]) -> None:
+        """Keep the newest update; the log gets each stage's first."""
+        if update["stage"] != self._columns.get("stage"):
+            self._lines.append(f"{self._step}: {update['stage']} {update['detail']}".rstrip())
+        self._columns = dict(update)
+        if update["stage"] in _COUNTED_STAGES and update["total"] > 0:
+            self._estimate(update["done"] / update["total"])
+
+    def should_stop(self) -> bool:
+        """Asked several times a second."""
+        now = time.monotonic()
+        if now - self._written >= _PROGRESS_SECONDS:
+            self._written = self._looked = now
+            _log(self._database, self._ours[0], self._lines)
+            measured = {"fraction": self._fraction, "eta_seconds": self._eta}
+            measured["memory_bytes"] = self._compute.memory_bytes()
+            return runs.report_progress(self._database, *self._ours, **{**self._columns, **measured})
+        if now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            return runs.should_stop(self._database, *self._ours)
+        return False
+
+    def _estimate(self, inner: float) -> None:
+        """The share of this step that is done tells how long it takes, and with that the steps after it."""
+        now = time.monotonic()
+        # A resumed step begins in the middle: only what is seen here has a speed.
+        first_inner, first_time = self._counted = self._counted or (inner, now)
+        self._fraction = max(self._fraction, self._base + self._share * inner)
+        if inner - first_inner > 0.05:
+            whole = (now - first_time) / (inner - first_inner)
+            left = whole * (1 - inner) + whole / self._share * (1 - self._base - self._share)
+            self._eta = left if self._eta is None else min(self._eta, left)
+
+
+class _AnswerWatch:
+    """Shows an answer as it is written, and listens for a stop."""
+
+    def __init__(self, database: Database, generation_id: str) -> None:
+        self._database, self._id, self._written = database, generation_id, 0.0
+
+    def told(self, update: Mapping[str, Any]) -> None:
+        """Write the text so far, a few times a second."""
+        if update["stage"] == "generate" and time.monotonic() - self._written >= _TEXT_SECONDS:
+            self._written = time.monotonic()
+            generations.write(self._database, self._id, update["detail"])
+
+    def should_stop(self) -> bool:
+        """Asked twice a second."""
+        return generations.should_stop(self._database, self._id)
+
+
+def _steps(recipe: Mapping[str, Any]) -> list[str]:
+    """The steps of a run in order: perplexity is what people wait for, size and sanity are never left out."""
+    metrics = dict.fromkeys([*recipe["evaluation"]["metrics"], *ALWAYS_MEASURED])
+    return ["compress", *sorted(metrics, key=lambda metric: metric != "perplexity")]
+
+
+def _log(database: Database, run_id: str, lines: deque[str]) -> None:
+    waiting = [lines.popleft() for _ in range(len(lines))]
+    runs.append_log(database, run_id, waiting)
