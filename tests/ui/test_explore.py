@@ -10,8 +10,9 @@ import pytest
 from backend.recipe import parse_recipe
 from store import measurements, results, runs
 from tests.ui import made_up
+from ui import run_card, run_table
 from ui.pages import explore
-from ui.pages.explore import View
+from ui.view import View, scope_choices, scopes, visible
 
 KINDS = explore.method_kinds()
 
@@ -46,53 +47,53 @@ def test_runs_of_another_protocol_or_model_never_share_a_plot(jobs, points, fill
     other = made_up.STAMP | {"digest": "1" * 16}
     run_id = made_up.add_run(jobs.database, made_up.RUNS[1], recipe={"seed": 5}, stamp=other)
     points = results.points(jobs.database)
-    first, second = explore.scopes(points)
-    assert run_id not in set(explore.visible(points, View(scope=first))["id"])
-    assert set(explore.visible(points, View(scope=second))["id"]) == {run_id}
-    labels = [label for label, _ in explore.scope_choices(jobs.database, points)]
+    first, second = scopes(points)
+    assert run_id not in set(visible(points, View(scope=first))["id"])
+    assert set(visible(points, View(scope=second))["id"]) == {run_id}
+    labels = [label for label, _ in scope_choices(jobs.database, points)]
     assert len(set(labels)) == 2
     assert "wikipedia-en, 8 x 1024 tokens, 10 runs" in labels[0]
 
 
 def test_a_scope_that_is_gone_falls_back_to_the_fullest(points, filled):
-    assert len(explore.visible(points, View(scope="gone|away"))) == len(filled)
+    assert len(visible(points, View(scope="gone|away"))) == len(filled)
 
 
 def test_a_filter_keeps_runs_with_all_words_and_the_dense_reference(points):
-    chains = set(explore.visible(points, View(words="GPTQ 3-bit"))["chain"])
+    chains = set(visible(points, View(words="GPTQ 3-bit"))["chain"])
     assert chains == {"dense", "gptq 3-bit g64"}
 
 
 def test_only_finished_runs_are_points(jobs, points, filled):
     made_up.add_run(jobs.database, made_up.RUNS[1], status="running", recipe={"seed": 9})
-    assert len(explore.visible(results.points(jobs.database), View())) == len(filled)
+    assert len(visible(results.points(jobs.database), View())) == len(filled)
 
 
 def test_the_table_sorts_by_any_number_and_keeps_the_missing_last(points):
-    chains = explore.ordered(points, "perplexity")["chain"].tolist()
+    chains = run_table.ordered(points, "perplexity")["chain"].tolist()
     assert chains[0] == "dense"
-    assert explore.ordered(points, "-perplexity")["chain"].iloc[0] == "rtn 2-bit g64"
-    assert explore.ordered(points, "nonsense").equals(points)
+    assert run_table.ordered(points, "-perplexity")["chain"].iloc[0] == "rtn 2-bit g64"
+    assert run_table.ordered(points, "nonsense").equals(points)
     points.loc[points["chain"] == "dense", "perplexity"] = None
-    assert explore.ordered(points, "-perplexity")["chain"].iloc[-1] == "dense"
+    assert run_table.ordered(points, "-perplexity")["chain"].iloc[-1] == "dense"
 
 
 def test_the_table_carries_run_ids_marks_broken_runs_and_the_open_one(points, filled):
-    markup = explore.rows(points, View(run=filled[2]))
+    markup = run_table.rows(points, View(run=filled[2]))
     assert all(f'data-run="{run_id}"' in markup for run_id in filled)
     assert markup.count(">broken<") == 1
     assert markup.count('aria-selected="true"') == 1
 
 
 def test_a_long_table_is_cut_and_says_so(points, monkeypatch):
-    monkeypatch.setattr(explore, "MOST_ROWS", 4)
-    markup = explore.rows(points, View())
+    monkeypatch.setattr(run_table, "MOST_ROWS", 4)
+    markup = run_table.rows(points, View())
     assert markup.count("<tr tabindex") == 4
     assert "6 more" in markup
 
 
 def test_the_card_tells_everything_about_a_run(jobs, points, filled):
-    card = explore.card(jobs.database, filled[7], points)
+    card = run_card.card(jobs.database, filled[7], points)
     for told in (
         "sparsegpt 2:4 → gptq 4-bit g64 → eora r32", "34.10 ± 0.57", "+52.2 %", "121.9 MB", "of it linears",
         "model.layers.5.self_attn.q_proj", "python app.py run recipe.json", f"compare?runs={filled[7]}",
@@ -104,27 +105,27 @@ def test_the_card_tells_everything_about_a_run(jobs, points, filled):
 def test_a_simulated_speed_says_so(jobs, points, filled):
     own = [made_up.number("speed.decode", 11.3, {"device": "cpu", "simulated": True})]
     measurements.save_measurements(jobs.database, filled[3], measurements=own)
-    assert "Decode, simulated" in explore.card(jobs.database, filled[3], points)
-    assert "simulated" not in explore.card(jobs.database, filled[0], points)
+    assert "Decode, simulated" in run_card.card(jobs.database, filled[3], points)
+    assert "simulated" not in run_card.card(jobs.database, filled[0], points)
 
 
 def test_the_recipe_on_the_card_can_be_run_again(jobs, points, filled):
-    card = explore.card(jobs.database, filled[2], points)
+    card = run_card.card(jobs.database, filled[2], points)
     text = card.split('<pre id="reproduce-recipe">')[1].split("</pre>")[0].replace("&quot;", '"')
     assert parse_recipe(text).chain() == "gptq 3-bit g64"
 
 
 def test_the_card_of_a_broken_run_says_why(jobs, points, filled):
-    assert "worse than guessing" in explore.card(jobs.database, filled[-1], points)
+    assert "worse than guessing" in run_card.card(jobs.database, filled[-1], points)
 
 
 def test_a_run_without_numbers_and_a_run_that_is_gone_have_cards_too(jobs, points):
     waiting = made_up.add_run(jobs.database, made_up.RUNS[1], status="queued", recipe={"seed": 3})
-    card = explore.card(jobs.database, waiting, results.points(jobs.database))
+    card = run_card.card(jobs.database, waiting, results.points(jobs.database))
     assert "Nothing has been measured yet" in card
     assert f"queue?run={waiting}" in card
-    assert "No run &lt;b&gt;" in explore.card(jobs.database, "<b>", points)
-    assert "Reading the plot" in explore.card(jobs.database, "", points)
+    assert "No run &lt;b&gt;" in run_card.card(jobs.database, "<b>", points)
+    assert "Reading the plot" in run_card.card(jobs.database, "", points)
 
 
 def test_nothing_from_the_store_is_shown_unescaped(jobs, points):
@@ -134,16 +135,16 @@ def test_nothing_from_the_store_is_shown_unescaped(jobs, points):
     runs.create_run(
         jobs.database, digest=digest, name=hostile, recipe=recipe, model=hostile, chain=hostile, user=hostile,
     )  # fmt: skip
-    assert "<script" not in explore.card(jobs.database, digest[:12], results.points(jobs.database))
+    assert "<script" not in run_card.card(jobs.database, digest[:12], results.points(jobs.database))
     points.loc[0, ["chain", "broken"]] = hostile
-    assert "<script" not in explore.rows(points, View())
+    assert "<script" not in run_table.rows(points, View())
     assert "<script" not in explore.activity(jobs)
 
 
 def test_downloads_hold_what_is_shown(points, filled):
-    shown = explore.visible(points, View(words="eora"))
-    table = list(csv.DictReader(io.StringIO(explore.as_csv(shown))))
-    listed = json.loads(explore.as_json(shown))
+    shown = visible(points, View(words="eora"))
+    table = list(csv.DictReader(io.StringIO(run_table.as_csv(shown))))
+    listed = json.loads(run_table.as_json(shown))
     assert [row["id"] for row in table] == [entry["id"] for entry in listed] == shown["id"].tolist()
     assert float(table[0]["perplexity"]) == listed[0]["perplexity"]
     assert parse_recipe(listed[0]["recipe"]).stages
@@ -151,7 +152,7 @@ def test_downloads_hold_what_is_shown(points, filled):
 
 def test_a_cell_that_a_spreadsheet_would_run_is_defused(points):
     points.loc[0, "user"] = "=HYPERLINK(1)"
-    assert "'=HYPERLINK(1)" in explore.as_csv(points)
+    assert "'=HYPERLINK(1)" in run_table.as_csv(points)
 
 
 def test_an_empty_store_says_what_to_do_and_a_first_start_what_happens(jobs):
