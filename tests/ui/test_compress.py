@@ -6,80 +6,84 @@ import pytest
 
 from backend.errors import UserError
 from backend.recipe import parse_sweep
+from backend.registry import discover
 from store import results
+from ui import recipe_form
+from ui import stages as stage_menus
+from ui.estimate_card import plan
 from ui.pages import compress
 
 SCORES = ["perplexity"]
 
 
 def template(stages, model="smollm2-135m-instruct", text="wikipedia-en", length="64", windows="2"):
-    return compress.template_of(
+    return recipe_form.template_of(
         model, stages, (text, ["4", "64", "0", "sequential"]), (text, [length, windows], SCORES)
     )
 
 
-@pytest.mark.parametrize("name", compress.PRESETS)
+@pytest.mark.parametrize("name", stage_menus.PRESETS)
 def test_every_preset_goes_through_the_form_unchanged(name):
-    chain = compress.PRESETS[name]
-    recipes = compress.recipes_of(template(compress.staged(chain)))
+    chain = stage_menus.PRESETS[name]
+    recipes = recipe_form.recipes_of(template(recipe_form.staged(chain)))
     expected = parse_sweep(template([]) | {"stages": chain}).expand()
     assert [recipe.to_json() for recipe in recipes] == [recipe.to_json() for recipe in expected]
 
 
 def test_there_are_presets_to_start_from():
-    assert len(compress.PRESETS) >= 6
+    assert len(stage_menus.PRESETS) >= 6
 
 
 def test_a_recipe_comes_back_from_the_form_as_it_went_in():
-    stages = compress.staged([{"method": "quantize.gptq", "params": {"bits": [2, 3]}, "only": "*.mlp.*"}])
+    stages = recipe_form.staged([{"method": "quantize.gptq", "params": {"bits": [2, 3]}, "only": "*.mlp.*"}])
     written = template(stages)
-    model, again, calibration, evaluation = compress.form_of(written)
+    model, again, calibration, evaluation = recipe_form.form_of(written)
     assert (model, again) == (written["model"], stages)
     assert calibration == ["wikipedia-en", "4", "64", "0", "sequential"]
     assert evaluation == ["wikipedia-en", "64", "2", SCORES]
 
 
 def test_several_numbers_in_a_field_are_a_sweep():
-    (stage,) = compress.staged([{"method": "quantize.rtn"}])
-    stages = compress.edited([stage], stage["key"], "bits", "2..4")
-    stages = compress.edited(stages, stage["key"], "group_size", "32, 64")
-    assert len(compress.recipes_of(template(stages))) == 6
-    assert len(compress.recipes_of(template(stages, windows="2, 3"))) == 12
+    (stage,) = recipe_form.staged([{"method": "quantize.rtn"}])
+    stages = recipe_form.edited([stage], stage["key"], "bits", "2..4")
+    stages = recipe_form.edited(stages, stage["key"], "group_size", "32, 64")
+    assert len(recipe_form.recipes_of(template(stages))) == 6
+    assert len(recipe_form.recipes_of(template(stages, windows="2, 3"))) == 12
 
 
 def test_a_sweep_that_is_too_large_for_the_page_is_refused():
-    stages = compress.staged(
+    stages = recipe_form.staged(
         [{"method": "prune.wanda", "params": {"sparsity": [i / 100 for i in range(90)]}}]
     )
     with pytest.raises(UserError, match="540 runs; allowed from the page: at most 500"):
-        compress.recipes_of(template(stages, windows="1..6"))
+        recipe_form.recipes_of(template(stages, windows="1..6"))
 
 
 def test_stages_are_added_moved_and_removed():
     stages = []
     for method in ("prune.wanda", "quantize.rtn", "compensate.eora"):
-        stages = compress.added(stages, method)
+        stages = recipe_form.added(stages, method)
     keys = [stage["key"] for stage in stages]
     assert len(set(keys)) == 3
-    assert [stage["key"] for stage in compress.moved(stages, keys[2], -1)] == [keys[0], keys[2], keys[1]]
-    assert [stage["key"] for stage in compress.moved(stages, keys[0], -1)] == keys
-    assert [stage["key"] for stage in compress.moved(stages, keys[0], 1)] == [keys[1], keys[0], keys[2]]
-    assert [stage["key"] for stage in compress.moved(stages, keys[1], 0)] == [keys[0], keys[2]]
-    assert compress.moved(stages, 99, 0) == stages
+    assert [stage["key"] for stage in recipe_form.moved(stages, keys[2], -1)] == [keys[0], keys[2], keys[1]]
+    assert [stage["key"] for stage in recipe_form.moved(stages, keys[0], -1)] == keys
+    assert [stage["key"] for stage in recipe_form.moved(stages, keys[0], 1)] == [keys[1], keys[0], keys[2]]
+    assert [stage["key"] for stage in recipe_form.moved(stages, keys[1], 0)] == [keys[0], keys[2]]
+    assert recipe_form.moved(stages, 99, 0) == stages
 
 
 def test_a_chain_has_an_end():
-    stages = compress.staged([{"method": "quantize.rtn"}] * compress.MOST_STAGES)
+    stages = recipe_form.staged([{"method": "quantize.rtn"}] * recipe_form.MOST_STAGES)
     with pytest.raises(UserError, match="at most 5"):
-        compress.added(stages, "quantize.rtn")
+        recipe_form.added(stages, "quantize.rtn")
     with pytest.raises(UserError, match="no method"):
-        compress.added([], "quantize.magic")
+        recipe_form.added([], "quantize.magic")
 
 
 def test_a_pattern_does_not_quarrel_with_the_idle_sparsity_field():
-    (stage,) = compress.staged([{"method": "prune.wanda", "params": {"pattern": "2:4"}}])
-    edited = compress.edited([stage], stage["key"], "sparsity", "0.7")
-    (recipe,) = compress.recipes_of(template(edited))
+    (stage,) = recipe_form.staged([{"method": "prune.wanda", "params": {"pattern": "2:4"}}])
+    edited = recipe_form.edited([stage], stage["key"], "sparsity", "0.7")
+    (recipe,) = recipe_form.recipes_of(template(edited))
     assert recipe.stages[0].params["sparsity"] == 0.5
 
 
@@ -93,31 +97,33 @@ def test_a_pattern_does_not_quarrel_with_the_idle_sparsity_field():
 )
 def test_what_cannot_work_is_said_in_one_sentence(chain, sentence):
     with pytest.raises(UserError, match=sentence):
-        compress.recipes_of(template(compress.staged(chain)))
+        recipe_form.recipes_of(template(recipe_form.staged(chain)))
 
 
 def test_a_sweep_of_whole_chains_is_left_to_the_json():
     with pytest.raises(UserError, match="queue this JSON"):
-        compress.form_of({"model": "m", "stages": [[], [{"method": "quantize.rtn"}]]})
+        recipe_form.form_of({"model": "m", "stages": [[], [{"method": "quantize.rtn"}]]})
 
 
 def test_the_estimate_says_sizes_time_and_memory(host, jobs, tiny):
-    recipes = compress.recipes_of(
+    recipes = recipe_form.recipes_of(
         template(
-            compress.staged([{"method": "quantize.rtn", "params": {"group_size": 16}}]), tiny.model, tiny.text
+            recipe_form.staged([{"method": "quantize.rtn", "params": {"group_size": 16}}]),
+            tiny.model,
+            tiny.text,
         )
     )
     history = results.recent_seconds(jobs.database)
-    card = compress.plan(recipes, host, history)
+    card = plan(recipes, host, history)
     for told in ("packed", "of dense", "Embeddings", "peak memory", "first guess", "flatter"):
         assert told in card
-    several = compress.plan(recipes * 3, host, history)
+    several = plan(recipes * 3, host, history)
     assert "Before the sweep" in several
 
 
 def test_queueing_twice_says_that_nothing_is_done_twice(jobs, tiny):
     chain = [{"method": "quantize.rtn", "params": {"group_size": 16, "bits": [2, 3]}}]
-    recipes = compress.recipes_of(template(compress.staged(chain), tiny.model, tiny.text))
+    recipes = recipe_form.recipes_of(template(recipe_form.staged(chain), tiny.model, tiny.text))
     assert "2 runs queued." in compress.queued(jobs, recipes, "anonymous")
     assert "2 were asked for before" in compress.queued(jobs, recipes, "anonymous")
     assert "1 was asked for before" in compress.queued(jobs, recipes[:1], "anonymous")
@@ -125,14 +131,14 @@ def test_queueing_twice_says_that_nothing_is_done_twice(jobs, tiny):
 
 
 def test_menus_offer_every_method_and_preset():
-    menu = compress.method_menu()
-    assert all(f'data-method="{method}"' in menu for method in compress.discover().methods)
+    menu = stage_menus.method_menu()
+    assert all(f'data-method="{method}"' in menu for method in discover().methods)
     assert menu.index("prune") < menu.index("quantize") < menu.index("compensate")
-    assert compress.preset_menu().count("data-preset") == len(compress.PRESETS)
+    assert stage_menus.preset_menu().count("data-preset") == len(stage_menus.PRESETS)
 
 
 def test_the_written_json_is_the_recipe(host):
-    written = json.dumps(template(compress.staged(compress.PRESETS["2:4 repaired by EoRA"])))
-    assert [recipe.chain() for recipe in compress.recipes_of(written)] == [
+    written = json.dumps(template(recipe_form.staged(stage_menus.PRESETS["2:4 repaired by EoRA"])))
+    assert [recipe.chain() for recipe in recipe_form.recipes_of(written)] == [
         f"wanda 2:4 → eora r{rank}" for rank in (32, 64, 128)
     ]

@@ -7,53 +7,24 @@ from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
-import pandas as pd
 
 from backend.errors import UserError
-from backend.estimate import Estimate, estimate
 from backend.host import Host
 from backend.jobs import Jobs
 from backend.models import CARDS, catalogue
-from backend.recipe import Calibration, Evaluation, Recipe, parse_sweep
-from backend.registry import Method, discover
-from backend.text import same_text, texts
+from backend.recipe import Calibration, Evaluation, Recipe
+from backend.registry import discover
+from backend.text import texts
 from store import results
 from ui import forms
-from ui.panel import banner, figures, link, panel, paper, table
-from ui.quantities import byte_size, duration
+from ui.estimate_card import plan
+from ui.panel import banner, link, panel, table
+from ui.recipe_form import CALIBRATION, EVALUATION, Template, added, form_of, recipes_of, staged, template_of
+from ui.stages import PRESETS, method_menu, preset_menu, stage_card
 from ui.visitor import user_of
 
-MOST_STAGES = 5
-MOST_RUNS = 500
-# A sweep's card adds up so many estimates; a larger one is scaled from them.
-_MOST_ESTIMATES = 12
 # Past runs that a live estimate learns from: enough for a median, few enough to keep up with typing.
 _PAST_RUNS = 40
-
-Template = dict[str, Any]
-
-PRESETS: dict[str, list[Template]] = {
-    "4-bit rounding": [{"method": "quantize.rtn", "params": {"bits": 4}}],
-    "GPTQ, 2 to 4 bits": [{"method": "quantize.gptq", "params": {"bits": [2, 3, 4]}}],
-    "3 bits, group sizes": [{"method": "quantize.gptq", "params": {"bits": 3, "group_size": [32, 64, 192]}}],
-    "SparseGPT 2:4": [{"method": "prune.sparsegpt", "params": {"pattern": "2:4"}}],
-    "Wanda, 30 to 60 %": [{"method": "prune.wanda", "params": {"sparsity": [0.3, 0.4, 0.5, 0.6]}}],
-    "2:4 repaired by EoRA": [
-        {"method": "prune.wanda", "params": {"pattern": "2:4"}},
-        {"method": "compensate.eora", "params": {"rank": [32, 64, 128]}},
-    ],
-    "3 bits repaired by EoRA": [
-        {"method": "quantize.gptq", "params": {"bits": 3}},
-        {"method": "compensate.eora", "params": {"rank": 64}},
-    ],
-    "Pruned, quantized, repaired": [
-        {"method": "prune.sparsegpt", "params": {"pattern": "2:4"}},
-        {"method": "quantize.gptq", "params": {"bits": 4}},
-        {"method": "compensate.eora", "params": {"rank": 32}},
-    ],
-}
-_CALIBRATION = forms.parameters(Calibration, without=("text",))
-_EVALUATION = forms.parameters(Evaluation, without=("text", "metrics"))
 _HINTS = {
     "samples": "Blocks of calibration text",
     "length": "Tokens of one block",
@@ -61,173 +32,6 @@ _HINTS = {
     "seed": "Picks the blocks",
     "order": "Inputs from the compressed prefix, linear by linear, or of the dense model",
 }
-
-
-def staged(chain: Sequence[Mapping[str, Any]]) -> list[Template]:
-    """The stages of a recipe as the page keeps them: what every field shows, and a key of its own."""
-    stages = []
-    for number, stage in enumerate(chain[:MOST_STAGES]):
-        method = discover().methods.get(str(stage.get("method")))
-        if method is None:
-            raise UserError(f"stage {number + 1}: there is no method {str(stage.get('method'))[:60]!r}")
-        given = stage.get("params", {})
-        values = {
-            field.name: forms.shown(field, given.get(field.name)) for field in forms.parameters(method.params)
-        }
-        stages.append({"key": number, "method": method.id, "values": values, "only": stage.get("only") or ""})
-    return stages
-
-
-def template_of(
-    model: str,
-    stages: Sequence[Template],
-    calibration: tuple[str, Sequence[Any]],
-    evaluation: tuple[str, Sequence[Any], Sequence[str]],
-) -> Template:
-    """The form as a sweep's template: (text, field values) of calibration, and the metrics of evaluation."""
-    chain = []
-    for number, stage in enumerate(stages, start=1):
-        fields = forms.parameters(discover().methods[stage["method"]].params)
-        where = f"stage {number}, {stage['method']}"
-        params = {field.name: forms.read(field, stage["values"][field.name], where) for field in fields}
-        if params.get("pattern", "free") != "free":
-            # A pattern zeroes half by itself; what the idle field shows must not contradict it.
-            params.pop("sparsity", None)
-        entry: Template = {"method": stage["method"], "params": params}
-        if stage["only"].strip():
-            entry["only"] = stage["only"].strip()
-        chain.append(entry)
-    text, values = calibration
-    scored_text, scored_values, metrics = evaluation
-    return {
-        "version": 1,
-        "model": (model or "").strip(),
-        "stages": chain,
-        "calibration": {"text": text, **forms.read_all(_CALIBRATION, values, "calibration")},
-        "evaluation": {
-            "text": scored_text,
-            **forms.read_all(_EVALUATION, scored_values, "evaluation"),
-            "metrics": list(metrics),
-        },
-    }
-
-
-def recipes_of(template: Template | str) -> list[Recipe]:
-    """All recipes that a template names; UserError on the first that is wrong, or when there are too many."""
-    recipes = parse_sweep(template).expand()
-    if len(recipes) > MOST_RUNS:
-        raise UserError(f"this sweep has {len(recipes)} runs; allowed from the page: at most {MOST_RUNS}")
-    return recipes
-
-
-def form_of(template: Mapping[str, Any]) -> tuple[str, list[Template], list[Any], list[Any]]:
-    """A recipe or sweep as (model, stages, calibration row, evaluation row) of the form."""
-    chain = template.get("stages") or []
-    if any(not isinstance(stage, Mapping) or not isinstance(stage.get("method"), str) for stage in chain):
-        raise UserError("recipe: the form holds one chain of methods; queue this JSON as it is instead")
-    if len(chain) > MOST_STAGES:
-        raise UserError(f"recipe: it has {len(chain)} stages, the form holds {MOST_STAGES}; queue the JSON")
-    first, second = template.get("calibration") or {}, template.get("evaluation") or {}
-    calibration = [first.get("text", Calibration().text)]
-    calibration += [forms.shown(field, first.get(field.name)) for field in _CALIBRATION]
-    evaluation = [second.get("text", Evaluation().text)]
-    evaluation += [forms.shown(field, second.get(field.name)) for field in _EVALUATION]
-    evaluation.append(list(second.get("metrics", Evaluation().metrics)))
-    return str(template.get("model") or CARDS[0].id), staged(chain), calibration, evaluation
-
-
-def added(stages: list[Template], method: str) -> list[Template]:
-    """The stages with a new one of this method at the end."""
-    if len(stages) >= MOST_STAGES:
-        raise UserError(f"a chain has at most {MOST_STAGES} stages")
-    (stage,) = staged([{"method": method}])
-    return [*stages, stage | {"key": 1 + max((other["key"] for other in stages), default=-1)}]
-
-
-def moved(stages: list[Template], key: int, by: int) -> list[Template]:
-    """The stages with one moved up (-1), down (1) or, for 0, taken away."""
-    at = next((index for index, stage in enumerate(stages) if stage["key"] == key), None)
-    if at is None:
-        return stages
-    rest = stages[:at] + stages[at + 1 :]
-    if by == 0:
-        return rest
-    to = min(max(0, at + by), len(rest))
-    return [*rest[:to], stages[at], *rest[to:]]
-
-
-def edited(stages: list[Template], key: int, name: str, value: Any) -> list[Template]:
-    """The stages with one field changed; the name `only` is the glob over layers."""
-    changed = []
-    for stage in stages:
-        if stage["key"] == key:
-            stage = (
-                stage | {"only": value or ""}
-                if name == "only"
-                else stage | {"values": stage["values"] | {name: value}}
-            )
-        changed.append(stage)
-    return changed
-
-
-def plan(recipes: Sequence[Recipe], host: Host, history: pd.DataFrame) -> str:
-    """The estimate card; UserError when a run cannot work."""
-    looked = list(recipes)[:_MOST_ESTIMATES]
-    estimates = [estimate(recipe, host, history) for recipe in looked]
-    body = _one(estimates[0]) if len(recipes) == 1 else _many(looked, estimates, len(recipes))
-    warning = ""
-    first = recipes[0]
-    if any(same_text(recipe.calibration.text, recipe.evaluation.text) for recipe in recipes) and first.stages:
-        warning = (
-            '<p class="warn-ink">Calibration and evaluation read the same file: the numbers will flatter.</p>'
-        )
-    return f'<div class="panel" id="estimate-card">{body}{warning}</div>'
-
-
-def _one(told: Estimate) -> str:
-    parts = [
-        ("Linears", byte_size(told.linears_bytes)),
-        ("Embeddings", byte_size(told.embeddings_bytes)),
-        ("Norms, biases", byte_size(told.rest_bytes)),
-        ("Dense model, to compare", byte_size(told.dense_bytes)),
-    ]
-    numbers = {
-        "packed": byte_size(told.packed_bytes),
-        "of dense": f"{100 * told.packed_bytes / told.dense_bytes:.1f} %",
-        "time, about": duration(told.seconds),
-        "peak memory, about": byte_size(told.peak_bytes),
-    }
-    return (
-        f"<h3>Before the run</h3>{figures(numbers)}{table(('Packed size', ''), parts)}"
-        f'<p class="note">{escape(told.formula)}</p><p class="note">{_trust(told)}</p>'
-    )
-
-
-def _many(looked: Sequence[Recipe], estimates: Sequence[Estimate], count: int) -> str:
-    sizes = [told.packed_bytes for told in estimates]
-    seconds = sum(told.seconds for told in estimates) * count / len(estimates)
-    numbers = {
-        "runs": str(count),
-        "packed": f"{byte_size(min(sizes))} to {byte_size(max(sizes))}",
-        "time, about": duration(seconds),
-        "peak memory, up to": byte_size(max(told.peak_bytes for told in estimates)),
-    }
-    lines = [
-        (escape(recipe.chain()), byte_size(told.packed_bytes), duration(told.seconds))
-        for recipe, told in zip(looked, estimates, strict=True)
-    ]
-    rest = f'<p class="note">and {count - len(looked)} more</p>' if count > len(looked) else ""
-    return (
-        f"<h3>Before the sweep</h3>{figures(numbers)}{table(('Run', 'packed', 'time'), lines)}{rest}"
-        f'<p class="note">{_trust(estimates[0])}</p>'
-    )
-
-
-def _trust(told: Estimate) -> str:
-    sizes = "Sizes are counted exactly. 1 MB is 10<sup>6</sup> bytes."
-    if told.seconds_error is None:
-        return f"{sizes} Time is a first guess until runs have finished on this machine."
-    return f"{sizes} For past runs here the time was off by {100 * told.seconds_error:.0f} % (median)."
 
 
 def queued(jobs: Jobs, recipes: Sequence[Recipe], user: str) -> str:
@@ -262,38 +66,6 @@ def queued(jobs: Jobs, recipes: Sequence[Recipe], user: str) -> str:
     )
 
 
-def stage_head(number: int, method: Method) -> str:
-    """What stands above a stage's fields."""
-    name = f'{number}. {escape(method.name)} <span class="note">{escape(method.kind)}</span>'
-    return f'<p class="title">{name}</p><p class="note">{escape(method.summary)} {paper(method.paper)}</p>'
-
-
-def method_menu() -> str:
-    """One small button a method, by kind."""
-    kinds: dict[str, list[Method]] = {}
-    for method in discover().methods.values():
-        kinds.setdefault(method.kind, []).append(method)
-    order = sorted(kinds, key=lambda kind: ("prune quantize factorize compensate".find(kind) % 100, kind))
-    groups = []
-    for kind in order:
-        chips = "".join(
-            f'<button type="button" class="act" data-send data-method="{escape(method.id)}"'
-            f' title="{escape(method.summary)}">{escape(method.name)}</button>'
-            for method in kinds[kind]
-        )
-        groups.append(f'<div class="chips"><span class="note">{escape(kind)}</span>{chips}</div>')
-    return f'<div class="menu"><p class="title">Add a stage</p>{"".join(groups)}</div>'
-
-
-def preset_menu() -> str:
-    """One small button a preset."""
-    chips = "".join(
-        f'<button type="button" class="act" data-send data-preset="{escape(name)}">{escape(name)}</button>'
-        for name in PRESETS
-    )
-    return f'<div class="chips"><span class="note">Start from</span>{chips}</div>'
-
-
 def build(page: gr.Blocks, jobs: Jobs) -> None:
     """Lay the page out and wire it."""
     host = jobs.host
@@ -314,13 +86,13 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                 if not current:
                     gr.HTML(_NO_STAGES, apply_default_css=False, elem_classes="plain")
                 for number, stage in enumerate(current, start=1):
-                    _stage_card(number, len(current), stage, stages, shape, quiet)
+                    stage_card(number, len(current), stage, stages, shape, quiet)
 
             menu = panel("methods", method_menu())
             with gr.Accordion("Calibration text", open=False, elem_id="calibration"):
-                calibration_text, *calibration = _text_fields(host, "calibration", _CALIBRATION)
+                calibration_text, *calibration = _text_fields(host, "calibration", CALIBRATION)
             with gr.Accordion("Evaluation text and metrics", open=False, elem_id="evaluation"):
-                evaluation_text, *evaluation = _text_fields(host, "evaluation", _EVALUATION)
+                evaluation_text, *evaluation = _text_fields(host, "evaluation", EVALUATION)
                 metrics = gr.CheckboxGroup(
                     list(discover().metrics), value=list(Evaluation().metrics), label="Metrics",
                     info="Size and sanity are always measured", elem_id="metrics",
@@ -340,7 +112,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     drawn = [problem, card, queue, text]
 
     def template(values: Sequence[Any]) -> Template:
-        split = 3 + len(_CALIBRATION)
+        split = 3 + len(CALIBRATION)
         return template_of(
             values[0],
             values[1],
@@ -409,41 +181,6 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     take.click(load_text, [text, shape], [*fields, shape], **quiet).then(look, fields, drawn, **quiet)
     queue.click(enqueue, fields, outcome, api_visibility="private")
     queue_text.click(enqueue_text, text, outcome, api_visibility="private")
-
-
-def _stage_card(
-    number: int, count: int, stage: Template, stages: gr.State, shape: gr.State, quiet: Mapping[str, Any]
-) -> None:
-    method, key = discover().methods[stage["method"]], stage["key"]
-    with gr.Column(elem_classes="stage", elem_id=f"stage-{number}"):
-        with gr.Row(equal_height=False, elem_classes="stage-head"):
-            gr.HTML(stage_head(number, method), apply_default_css=False, elem_classes="plain", scale=6)
-            for label, by, hint, usable in (
-                ("↑", -1, "up", number > 1), ("↓", 1, "down", number < count), ("✕", 0, "remove", True),
-            ):  # fmt: skip
-                change = gr.Button(
-                    label, size="sm", scale=0, min_width=34, interactive=usable, elem_classes="tight",
-                    elem_id=f"stage-{number}-{hint}",
-                )  # fmt: skip
-                change.click(
-                    lambda current, version, by=by: (moved(current, key, by), version + 1),
-                    [stages, shape], [stages, shape], **quiet,
-                )  # fmt: skip
-        with gr.Row(equal_height=False, elem_classes="fields"):
-            inputs = [
-                (parameter.name, forms.field(parameter, stage["values"][parameter.name]))
-                for parameter in forms.parameters(method.params)
-            ]
-            only = gr.Textbox(
-                stage["only"], label="Only layers", info="A pattern over layer names; empty is all",
-                placeholder="*.mlp.*", max_lines=1, min_width=130, interactive=True,
-            )  # fmt: skip
-        for name, component in (*inputs, ("only", only)):
-            # Not `input`: Gradio's text boxes do not send it for a paste or a deletion.
-            component.change(
-                lambda value, current, name=name: edited(current, key, name, value),
-                [component, stages], stages, trigger_mode="always_last", **quiet,
-            )  # fmt: skip
 
 
 def _text_fields(host: Host, name: str, parameters: Sequence[forms.Parameter]) -> list[Any]:

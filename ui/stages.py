@@ -1,0 +1,100 @@
+"""The chain of a recipe on the page: presets, the menu of methods, a card a stage."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from backend.registry import Method, discover
+from ui import forms
+from ui.panel import paper
+from ui.recipe_form import Template, edited, moved
+
+PRESETS: dict[str, list[Template]] = {
+    "4-bit rounding": [{"method": "quantize.rtn", "params": {"bits": 4}}],
+    "GPTQ, 2 to 4 bits": [{"method": "quantize.gptq", "params": {"bits": [2, 3, 4]}}],
+    "3 bits, group sizes": [{"method": "quantize.gptq", "params": {"bits": 3, "group_size": [32, 64, 192]}}],
+    "SparseGPT 2:4": [{"method": "prune.sparsegpt", "params": {"pattern": "2:4"}}],
+    "Wanda, 30 to 60 %": [{"method": "prune.wanda", "params": {"sparsity": [0.3, 0.4, 0.5, 0.6]}}],
+    "2:4 repaired by EoRA": [
+        {"method": "prune.wanda", "params": {"pattern": "2:4"}},
+        {"method": "compensate.eora", "params": {"rank": [32, 64, 128]}},
+    ],
+    "3 bits repaired by EoRA": [
+        {"method": "quantize.gptq", "params": {"bits": 3}},
+        {"method": "compensate.eora", "params": {"rank": 64}},
+    ],
+    "Pruned, quantized, repaired": [
+        {"method": "prune.sparsegpt", "params": {"pattern": "2:4"}},
+        {"method": "quantize.gptq", "params": {"bits": 4}},
+        {"method": "compensate.eora", "params": {"rank": 32}},
+    ],
+}
+
+
+def stage_head(number: int, method: Method) -> str:
+    """What stands above a stage's fields."""
+    name = f'{number}. {escape(method.name)} <span class="note">{escape(method.kind)}</span>'
+    return f'<p class="title">{name}</p><p class="note">{escape(method.summary)} {paper(method.paper)}</p>'
+
+
+def method_menu() -> str:
+    """One small button a method, by kind."""
+    kinds: dict[str, list[Method]] = {}
+    for method in discover().methods.values():
+        kinds.setdefault(method.kind, []).append(method)
+    order = sorted(kinds, key=lambda kind: ("prune quantize factorize compensate".find(kind) % 100, kind))
+    groups = []
+    for kind in order:
+        chips = "".join(
+            f'<button type="button" class="act" data-send data-method="{escape(method.id)}"'
+            f' title="{escape(method.summary)}">{escape(method.name)}</button>'
+            for method in kinds[kind]
+        )
+        groups.append(f'<div class="chips"><span class="note">{escape(kind)}</span>{chips}</div>')
+    return f'<div class="menu"><p class="title">Add a stage</p>{"".join(groups)}</div>'
+
+
+def preset_menu() -> str:
+    """One small button a preset."""
+    chips = "".join(
+        f'<button type="button" class="act" data-send data-preset="{escape(name)}">{escape(name)}</button>'
+        for name in PRESETS
+    )
+    return f'<div class="chips"><span class="note">Start from</span>{chips}</div>'
+
+
+def stage_card(
+    number: int, count: int, stage: Template, stages: gr.State, shape: gr.State, quiet: Mapping[str, Any]
+) -> None:
+    method, key = discover().methods[stage["method"]], stage["key"]
+    with gr.Column(elem_classes="stage", elem_id=f"stage-{number}"):
+        with gr.Row(equal_height=False, elem_classes="stage-head"):
+            gr.HTML(stage_head(number, method), apply_default_css=False, elem_classes="plain", scale=6)
+            for label, by, hint, usable in (
+                ("↑", -1, "up", number > 1), ("↓", 1, "down", number < count), ("✕", 0, "remove", True),
+            ):  # fmt: skip
+                change = gr.Button(
+                    label, size="sm", scale=0, min_width=34, interactive=usable, elem_classes="tight",
+                    elem_id=f"stage-{number}-{hint}",
+                )  # fmt: skip
+                change.click(
+                    lambda current, version, by=by: (moved(current, key, by), version + 1),
+                    [stages, shape], [stages, shape], **quiet,
+                )  # fmt: skip
+        with gr.Row(equal_height=False, elem_classes="fields"):
+            inputs = [
+                (parameter.name, forms.field(parameter, stage["values"][parameter.name]))
+                for parameter in forms.parameters(method.params)
+            ]
+            only = gr.Textbox(
+                stage["only"], label="Only layers", info="A pattern over layer names; empty is all",
+                placeholder="*.mlp.*", max_lines=1, min_width=130, interactive=True,
+            )  # fmt: skip
+        for name, component in (*inputs, ("only", only)):
+            # Not `input`: Gradio's text boxes do not send it for a paste or a deletion.
+            component.change(
+                lambda value, current, name=name: edited(current, key, name, value),
+                [component, stages], stages, trigger_mode="always_last", **quiet,
+            )  # fmt: skip
