@@ -6,22 +6,10 @@ import pytest
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.evaluate import Subject, evaluate
-from backend.host import Host
 from backend.pipeline import compress
 from backend.progress import silent
 from backend.recipe import parse_recipe
 from tests.tiny import make_model, make_text
-
-
-@pytest.fixture
-def host(tmp_path):
-    return Host.from_environment(
-        {
-            "PARETOSCOPE_HOME": str(tmp_path / "home"),
-            "PARETOSCOPE_ROOTS": str(tmp_path),
-            "PARETOSCOPE_DEVICE": "cpu",
-        }
-    )
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from backend.artifacts import open_artifact
 from backend.evaluate import Subject, compare_logits, evaluate
 from backend.generate import greedy, write
-from backend.host import Host
 from backend.metrics.sanity import repeated_share, unigram_perplexity
 from backend.pipeline import compress
 from backend.progress import silent
@@ -24,17 +23,6 @@ RTN = {"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}
 
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture
-def host(tmp_path):
-    return Host.from_environment(
-        {
-            "PARETOSCOPE_HOME": str(tmp_path / "home"),
-            "PARETOSCOPE_ROOTS": str(tmp_path),
-            "PARETOSCOPE_DEVICE": "cpu",
-        }
-    )
 
 
 @pytest.fixture

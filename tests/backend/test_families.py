@@ -11,7 +11,6 @@ from backend.errors import UserError
 from backend.estimate import estimate
 from backend.evaluate import Subject, evaluate
 from backend.families import FAMILIES
-from backend.host import Host
 from backend.models import facts
 from backend.pipeline import compress
 from backend.progress import silent
@@ -32,17 +31,6 @@ def recipe_for(folder: Path, text: Path, stages: list, **calibration):
             "stages": stages,
             "calibration": {"text": f"file:{text}", "samples": 6, "length": 64, **calibration},
             "evaluation": {"text": f"file:{text}", "length": 64, "windows": 4},
-        }
-    )
-
-
-@pytest.fixture
-def host(tmp_path):
-    return Host.from_environment(
-        {
-            "PARETOSCOPE_HOME": str(tmp_path / "home"),
-            "PARETOSCOPE_ROOTS": str(tmp_path),
-            "PARETOSCOPE_DEVICE": "cpu",
         }
     )
 

@@ -13,7 +13,6 @@ import backend.artifacts
 import backend.pipeline
 from backend.artifacts import open_artifact, read_parts
 from backend.errors import UserError
-from backend.host import Host
 from backend.models import facts, fingerprint
 from backend.parts import combined
 from backend.pipeline import compress
@@ -29,17 +28,6 @@ EORA = {"method": "compensate.eora", "params": {"rank": 4}}
 
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture
-def host(tmp_path):
-    return Host.from_environment(
-        {
-            "PARETOSCOPE_HOME": str(tmp_path / "home"),
-            "PARETOSCOPE_ROOTS": str(tmp_path),
-            "PARETOSCOPE_DEVICE": "cpu",
-        }
-    )
 
 
 @pytest.fixture

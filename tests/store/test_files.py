@@ -1,4 +1,4 @@
-"""Artifacts: whole or absent."""
+"""Artifacts by digest, and the room they need."""
 
 import errno
 from pathlib import Path
@@ -15,26 +15,13 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_an_artifact_is_written_under_its_digest(tmp_path: Path) -> None:
-    place = files.write(tmp_path / "new", "abc", lambda file: file.write_bytes(b"12345"))
-    assert place == files.path(tmp_path / "new", "abc")
-    assert place.read_bytes() == b"12345"
-    assert files.total_bytes(tmp_path / "new") == 5
-    files.remove(tmp_path / "new", "abc")
-    files.remove(tmp_path / "new", "abc")
-    assert files.total_bytes(tmp_path / "new") == 0
-
-
-def test_a_write_that_fails_leaves_the_old_artifact_and_no_rest(tmp_path: Path) -> None:
-    files.write(tmp_path, "abc", lambda file: file.write_bytes(b"old"))
-
-    def fail(file: Path) -> None:
-        file.write_bytes(b"half")
-        raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError):
-        files.write(tmp_path, "abc", fail)
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+def test_artifacts_are_removed_by_digest_and_nothing_else_is(tmp_path: Path) -> None:
+    files.path(tmp_path, "abc").write_bytes(b"12345")
+    (tmp_path / "notes.txt").write_bytes(b"not an artifact")
+    files.remove(tmp_path, "abc")
+    files.remove(tmp_path, "abc")
+    assert not files.path(tmp_path, "abc").exists()
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_a_full_disk_is_said_before_anything_is_written(
@@ -42,6 +29,5 @@ def test_a_full_disk_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(10**12, 10**12 - 10**6, 10**6))
     with pytest.raises(OSError, match="1 MB are free") as full:
-        files.write(tmp_path, "abc", lambda file: None, size=10)
+        files.check_free(tmp_path, 10)
     assert full.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
