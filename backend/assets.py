@@ -26,6 +26,8 @@ LANGUAGES = {"en": "summaries_en-us.json", "fr": "summaries_fr-fr.json", "es": "
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONTEXT = 8192
 _LEFTOVER = ".fetch-"
+# How often pip goes on where a broken connection left off: known from pip 25.1 on, hence pip in the requirements.
+_RESUMES = 10
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
         "--no-deps",
         "--only-binary=:all:",
         "--progress-bar=off",
+        f"--resume-retries={_RESUMES}",
     ]
     command += ["--disable-pip-version-check", "--dest", str(folder), f"{wheel.package}=={wheel.version}"]
     with (folder / "pip.log").open("w+") as log:

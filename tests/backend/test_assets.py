@@ -3,8 +3,10 @@
 import hashlib
 import os
 import subprocess
+import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,50 @@ def test_rests_of_a_killed_fetch_are_swept_but_not_those_of_one_at_work(host: Ho
 
 def test_a_home_without_assets_is_not_fetched(host: Host) -> None:
     assert not assets.fetched(host)
+
+
+def test_a_download_cut_in_the_middle_goes_on_where_it_was(
+    host: Host, wheel: assets.Wheel, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "some_articles-1.0-py3-none-any.whl"
+    content = (index / name).read_bytes()
+    asked: list[str | None] = []
+
+    class Index(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.endswith(".whl"):
+                page = f'<a href="/{name}">{name}</a>'.encode()
+                self._head(200, len(page), {"Content-Type": "text/html"})
+                self.wfile.write(page)
+                return
+            asked.append(wanted := self.headers.get("Range"))
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            extra = {"ETag": '"one"', "Accept-Ranges": "bytes"}
+            if wanted:
+                extra["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self._head(206 if wanted else 200, len(content) - start, extra)
+            # The first answer breaks off half way.
+            self.wfile.write(content[start:] if wanted else content[: len(content) // 2])
+            self.close_connection = True
+
+        def _head(self, status: int, length: int, extra: dict[str, str]) -> None:
+            self.send_response(status)
+            for key, value in {"Content-Length": str(length), **extra}.items():
+                self.send_header(key, value)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    try:
+        provide(host, wheel)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == [None, f"bytes={len(content) // 2}-"]
