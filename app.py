@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from backend import headless
-from backend.assets import fetch, fetched
+from backend.assets import EMBEDDED_MODEL, fetch, fetched
 from backend.errors import UserError
 from backend.host import Host
 from backend.recipe import parse_sweep
+
+# What `claims` lets one change of a recipe, beside its text.
+_CONDITIONS = {"calibration": ("samples", "length"), "evaluation": ("windows", "length")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, help="safetensors or transformers")
     export.add_argument("--to", required=True, type=Path, help="the folder to make")
     command("methods", _methods, "list the methods, one JSON object a line")
+    claims = command("claims", _claims, "run the papers' claims on a model; one JSON object a verdict")
+    claims.add_argument(
+        "methods", nargs="*", metavar="METHOD", help="methods to test; none: all that make one"
+    )
+    claims.add_argument("--model", default=EMBEDDED_MODEL, help="the embedded id, a hub id or a folder")
+    claims.add_argument("--text", help="calibration and evaluation text: a name or file:PATH")
+    for section, fields in _CONDITIONS.items():
+        for field in fields:
+            claims.add_argument(f"--{section}-{field}", type=int, metavar="N", help="as in a recipe")
+    claims.add_argument("--seed", type=int, default=0, metavar="N", help="as in a recipe")
     bench = command("bench", _bench, "measure speed and memory beside their alternatives")
     bench.add_argument("which", nargs="*", help="names of benches; none: list them")
     return parser
@@ -131,6 +144,15 @@ def _export(options: argparse.Namespace, host: Host) -> None:
 
 def _methods(options: argparse.Namespace, host: Host) -> None:
     headless.methods()
+
+
+def _claims(options: argparse.Namespace, host: Host) -> int:
+    given = vars(options)
+    conditions: dict[str, Any] = {"seed": options.seed}
+    for section, fields in _CONDITIONS.items():
+        asked = {"text": options.text, **{field: given[f"{section}_{field}"] for field in fields}}
+        conditions[section] = {name: value for name, value in asked.items() if value is not None}
+    return headless.claims(options.model, conditions, options.methods, host)
 
 
 def _bench(options: argparse.Namespace, host: Host) -> int:

@@ -1,4 +1,4 @@
-"""The commands without a page: run, sweep, export, methods, bench. Results on stdout, progress on stderr."""
+"""The commands without a page. Results on stdout, progress on stderr."""
 
 import dataclasses
 import json
@@ -6,17 +6,25 @@ import runpy
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from backend.claims import Outcome, series_name, verdict
+from backend.claims import recipes as claim_recipes
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.export import export as export_artifact
 from backend.host import Host, check_local
-from backend.identity import run_digest
+from backend.identity import run_digest, with_absolute_paths
+from backend.models import facts
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, parse_recipe, parse_sweep
 from backend.registry import discover
+from backend.text import check_text
+
+if TYPE_CHECKING:
+    from backend.evaluate import Result
 
 _BENCHES = Path(__file__).parent.parent / "bench"
 
@@ -47,9 +55,46 @@ def sweep(text: str, host: Host) -> int:
         # The sweep's edge: whatever ends one run, the others are still wanted.
         except Exception as error:
             failed += 1
-            kind = "error" if isinstance(error, UserError) else f"error: {type(error).__name__}"
-            print(f"{kind}: {error}", file=sys.stderr)
+            _told_error(error)
     return 1 if failed else 0
+
+
+def claims(model: str, conditions: Mapping[str, Any], wanted: Sequence[str], host: Host) -> int:
+    """Run the claims of all methods, or of those wanted, and print a verdict each; 1 when a run failed.
+
+    `conditions`: calibration, evaluation and seed, as a recipe has them. A run that two claims share is one.
+    """
+    known = {name: found.claim for name, found in discover().methods.items() if found.claim}
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"claims: '{name}' makes no claim; allowed: {', '.join(known)}")
+    shared = with_absolute_paths(parse_recipe({"model": model, **conditions}))
+    facts(shared.model, host)
+    check_text(shared.calibration.text, host)
+    check_text(shared.evaluation.text, host)
+    done: dict[str, _Found | str] = {}
+    for name in wanted or known:
+        claim = known[name]
+        pair = claim_recipes(claim, shared.model, shared.calibration, shared.evaluation, shared.seed)
+        for recipe in pair:
+            if recipe.to_json() not in done:
+                print(f"claim of {name}: {recipe.chain()}", file=sys.stderr)
+                done[recipe.to_json()] = _found(recipe, host)
+        better, worse = (done[recipe.to_json()] for recipe in pair)
+        said = verdict(_outcome(better, claim.metric), _outcome(worse, claim.metric), claim.more_bytes)
+        row = {
+            "method": name,
+            "claim": claim.text,
+            "verdict": said.word,
+            "metric": claim.metric,
+            "difference": said.difference,
+            "stderr": said.stderr,
+            "windows": shared.evaluation.windows,
+            "better": _side(pair[0], better, claim.metric),
+            "worse": _side(pair[1], worse, claim.metric),
+        }
+        print(json.dumps(row), flush=True)
+    return 1 if any(isinstance(found, str) for found in done.values()) else 0
 
 
 def export(run: str, name: str, folder: Path, host: Host) -> None:
@@ -96,7 +141,64 @@ def bench(names: list[str], host: Host) -> int:
     return 0
 
 
+@dataclasses.dataclass
+class _Found:
+    """All that one run measured."""
+
+    run: str
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+    windows: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    broken: str | None = None
+
+
+def _found(recipe: Recipe, host: Host) -> _Found | str:
+    """What a run measured, or in one line why it failed."""
+    try:
+        found = _Found(run_digest(recipe, host)[:12])
+        for _, result, _ in _results(recipe, host):
+            found.numbers |= {measured.metric: measured.value for measured in result.measurements}
+            found.windows |= {series.name: series.values for series in result.series}
+            found.broken = found.broken or result.broken
+        return found
+    # As in a sweep: whatever ends one run, the others are still wanted.
+    except Exception as error:
+        return _told_error(error)
+
+
+def _told_error(error: Exception) -> str:
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    print(f"error: {said}", file=sys.stderr)
+    return said
+
+
+def _outcome(found: _Found | str, metric: str) -> Outcome | None:
+    if isinstance(found, str):
+        return None
+    windows = found.windows.get(series_name(metric), ())
+    return Outcome(windows, int(found.numbers["size.packed"]), found.broken)
+
+
+def _side(recipe: Recipe, found: _Found | str, metric: str) -> dict[str, Any]:
+    if isinstance(found, str):
+        return {"chain": recipe.chain(), "failed": found}
+    told = {"chain": recipe.chain(), "run": found.run, metric: found.numbers.get(metric)}
+    return {**told, "size.packed": found.numbers["size.packed"], "broken": found.broken}
+
+
 def _run(recipe: Recipe, host: Host) -> None:
+    for digest, result, seconds in _results(recipe, host):
+        for found in result.measurements:
+            row = {
+                "run": digest[:12],
+                "chain": recipe.chain(),
+                **dataclasses.asdict(found),
+                "seconds": seconds,
+            }
+            print(json.dumps(row), flush=True)
+
+
+def _results(recipe: Recipe, host: Host) -> Iterator[tuple[str, "Result", float]]:
+    """(digest of the run, what one metric found, its seconds), metric by metric."""
     # Only now: torch and transformers take seconds that `methods` and bad recipes do without.
     from backend.evaluate import Subject, evaluate  # noqa: PLC0415
     from backend.pipeline import compress  # noqa: PLC0415
@@ -111,15 +213,7 @@ def _run(recipe: Recipe, host: Host) -> None:
     for name in dict.fromkeys([*recipe.evaluation.metrics, "size", "sanity"]):
         start = time.perf_counter()
         result = evaluate(name, subject)
-        seconds = time.perf_counter() - start
-        for found in result.measurements:
-            row = {
-                "run": digest[:12],
-                "chain": recipe.chain(),
-                **dataclasses.asdict(found),
-                "seconds": seconds,
-            }
-            print(json.dumps(row), flush=True)
+        yield digest, result, time.perf_counter() - start
         broken = broken or result.broken
     print(f"artifact {artifact}", file=sys.stderr)
     if broken:

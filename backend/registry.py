@@ -24,12 +24,17 @@ Shape = Literal["layer", "work"]
 
 @dataclass(frozen=True)
 class Claim:
-    """A paper's claim as a comparison: stages `better` beat stages `worse` on `metric`."""
+    """A paper's claim as a comparison: `better` stages beat `worse` ones on `metric` at equal or fewer bytes.
+
+    `metric` is one that keeps a value a window, less of it being better. With `more_bytes` the claim is about
+    quality alone: what is added has its price in bytes, and the verdict states both sizes.
+    """
 
     text: str
     better: tuple[dict[str, Any], ...]
     worse: tuple[dict[str, Any], ...]
     metric: str = "perplexity"
+    more_bytes: bool = False
 
 
 @dataclass(frozen=True)

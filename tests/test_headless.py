@@ -125,3 +125,37 @@ def test_missing_files_runs_and_benches_are_said(call, tmp_path):
         code, out, err = call(*arguments)
         assert (code, out) == (1, "")
         assert words in err
+
+
+def test_claims_prints_a_verdict_with_paired_noise_and_fails_when_a_run_does(call, recipe, tmp_path):
+    model = make_model(tmp_path / "wide", hidden_size=64, intermediate_size=128, head_dim=16)
+    conditions = (
+        "--model", model, "--text", recipe["evaluation"]["text"], "--calibration-samples", 4,
+        "--calibration-length", 64, "--evaluation-windows", 4, "--evaluation-length", 64,
+    )  # fmt: skip
+    code, out, err = call("claims", "quantize.gptq", "compensate.svd", *conditions)
+    assert code == 0, err
+    rows = {row["method"]: row for row in map(json.loads, out.splitlines())}
+    assert list(rows) == ["quantize.gptq", "compensate.svd"]
+    gptq, svd = rows["quantize.gptq"], rows["compensate.svd"]
+    assert gptq["verdict"] in ("holds", "does not hold", "within noise", "broken")
+    assert gptq["worse"]["chain"] == svd["worse"]["chain"] == "rtn 3-bit g64"
+    assert err.count("rtn 3-bit g64\n") == 1, "a run that two claims share is done once"
+    assert svd["better"]["size.packed"] > svd["worse"]["size.packed"]
+    if gptq["verdict"] != "broken":
+        assert gptq["stderr"] > 0
+        apart = gptq["better"]["perplexity"] - gptq["worse"]["perplexity"]
+        assert (apart < 0) == (gptq["difference"] < 0)
+
+    # Groups of 64 do not divide the 32 inputs of the narrow model: told, and the exit code says so.
+    code, out, err = call(
+        "claims", "quantize.gptq", "prune.wanda", "--model", recipe["model"], *conditions[2:]
+    )
+    assert code == 1
+    first, second = map(json.loads, out.splitlines())
+    assert first["verdict"] == "not tested"
+    assert "does not divide the 32 inputs" in first["better"]["failed"]
+    assert second["verdict"] != "not tested"
+    code, _, err = call("claims", "quantize.rtn", *conditions)
+    assert code == 1
+    assert "'quantize.rtn' makes no claim" in err

@@ -10,12 +10,23 @@ Yao et al., ZeroQuant-V2 (low-rank compensation), arXiv 2303.08302.
 
 from backend.parameters import Rank
 from backend.parts import LowRank, Part
-from backend.registry import method
+from backend.registry import Claim, method
 from backend.solvers.lowrank import truncated_error
 from backend.views import Layer
 
 
-@method(paper="arXiv:2303.08302")
+@method(
+    paper="arXiv:2303.08302",
+    claim=Claim(
+        "Adding a low-rank part for the error recovers quality that rounding lost, for its extra bytes",
+        better=(
+            {"method": "quantize.rtn", "params": {"bits": 3, "group_size": 64}},
+            {"method": "compensate.svd", "params": {"rank": 64}},
+        ),
+        worse=({"method": "quantize.rtn", "params": {"bits": 3, "group_size": 64}},),
+        more_bytes=True,
+    ),
+)
 def svd(layer: Layer, *, rank: Rank = 64) -> tuple[Part, ...]:
     """The parts so far and a low-rank part for what they miss."""
     left, right = truncated_error(layer.weight - layer.now, rank)
