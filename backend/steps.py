@@ -1,10 +1,13 @@
 """The steps of a run as plain functions of plain values, so that they can be called in another process."""
 
 import dataclasses
+import os
 import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact
 from backend.evaluate import Subject, evaluate
@@ -15,6 +18,10 @@ from backend.pipeline import compress as compress_model
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, parse_recipe
 from backend.sampling import Sampling
+
+# A run beside it keeps every core busy, and each small product of a token waits for its slowest thread: with
+# as many threads as cores, an answer took several times as long as with one.
+_WRITING_THREADS = max(1, (os.cpu_count() or 1) // 4)
 
 
 def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:
@@ -44,6 +51,7 @@ def generate(
     model: str, artifact: str | None, prompt: str, settings: dict[str, Any], home: str, progress: Progress
 ) -> dict[str, Any]:
     """Write on from a prompt with an artifact, or with the dense model; progress carries the text so far."""
+    torch.set_num_threads(min(torch.get_num_threads(), _WRITING_THREADS))
     host = Host.at(home)
     sampling = Sampling.model_validate(settings)
     tokenizer = load_tokenizer(model, host)
