@@ -1,5 +1,6 @@
 """Open a database: SQLite or PostgreSQL by URL, its tables brought up to date on the way."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +40,25 @@ class Database:
     @contextmanager
     def alone(self) -> Iterator[Connection]:
         """A write that no other process does at the same time: what a start-up must do once."""
-        with self.write() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _STARTUP_LOCK})
+        with self._turn(), self.write() as connection:
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # SQLite's write lock is enough. On PostgreSQL no transaction may be open, not even one that waits
+        # for its turn: the queue engine builds indexes, for which the server waits until all of them end.
+        if self.engine.dialect.name != "postgresql":
+            yield
+            return
+        with self.engine.connect() as plain:
+            connection = plain.execution_options(isolation_level="AUTOCOMMIT")
+            lock = {"lock": _STARTUP_LOCK}
+            while not connection.execute(text("SELECT pg_try_advisory_lock(:lock)"), lock).scalar():
+                time.sleep(0.1)
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:lock)"), lock)
 
     def close(self) -> None:
         """Give all connections back."""

@@ -49,14 +49,15 @@ def create_run(
             row = _locked(connection, run_id)
             if row is not None and row.status not in ("failed", "cancelled"):
                 return run_id, row.ticket, False
+            # First the ticket: on PostgreSQL it lets one at a time through, and none slips past the quota.
+            ticket = next_ticket(connection)
             if quota and _active_runs(connection, user) >= quota:
                 raise QuotaReached(f"{user} already has {quota} runs queued or running")
             now = time.time()
             asked = {"user": user, "priority": priority, "source": source, "sweep_id": sweep_id}
             if row is not None:
-                ticket = _requeue(connection, run_id, now, asked)
+                _requeue(connection, run_id, ticket, now, asked)
             else:
-                ticket = next_ticket(connection)
                 connection.execute(
                     insert(Run).values(
                         id=run_id,
@@ -90,7 +91,8 @@ def retry_run(database: Database, run_id: str) -> int | None:
         row = _locked(connection, run_id)
         if row is None or row.status not in ("failed", "cancelled"):
             return None
-        ticket = _requeue(connection, run_id, time.time(), {})
+        ticket = next_ticket(connection)
+        _requeue(connection, run_id, ticket, time.time(), {})
         bump(connection, point=run_id)
         return ticket
 
@@ -296,18 +298,17 @@ def _active_runs(connection: Connection, user: str) -> int:
     return connection.execute(active).scalar_one()
 
 
-def _requeue(connection: Connection, run_id: str, now: float, asked: Mapping[str, Any]) -> int:
-    return connection.execute(
+def _requeue(connection: Connection, run_id: str, ticket: int, now: float, asked: Mapping[str, Any]) -> None:
+    connection.execute(
         update(Run)
         .where(Run.id == run_id)
         .values(
             status="queued",
             attempt=Run.attempt + 1,
-            ticket=next_ticket(connection),
+            ticket=ticket,
             enqueued=now,
             cancel_requested=False,
             **dict.fromkeys(_CLEARED),
             **asked,
         )
-        .returning(Run.ticket)
-    ).scalar_one()
+    )

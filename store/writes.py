@@ -12,8 +12,9 @@ from store.tables import Counter, Run, Table
 
 def bump(connection: Connection, *, point: str | None = None) -> None:
     """Make the data version grow; with the id of a run whose point changes, the version of results too."""
-    names = ("all",) if point is None else ("all", "results")
-    connection.execute(update(Counter).where(Counter.name.in_(names)).values(value=Counter.value + 1))
+    # One after the other: PostgreSQL would lock them in any order, and two writers could wait for each other.
+    for name in ("all",) if point is None else ("all", "results"):
+        connection.execute(update(Counter).where(Counter.name == name).values(value=Counter.value + 1))
     if point is not None:
         newest = select(Counter.value).where(Counter.name == "results").scalar_subquery()
         connection.execute(update(Run).where(Run.id == point).values(version=newest))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from backend.host import Host
 from backend.jobs import Jobs
 from backend.recipe import Recipe, parse_recipe
 from store import results, runs
+from tests.postgres import fresh_url, needs_server
 
 ROOT = Path(__file__).parents[2]
 TARGET = "tests.backend.fake_steps"
@@ -110,12 +112,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory, roots: None) -> Iterator[Jo
     worker.stop()
 
 
-@pytest.fixture
-def alone(tmp_path: Path, roots: None) -> Iterator[Jobs]:
-    """A home without a worker."""
-    jobs = Jobs(Host.at(tmp_path / "home"))
-    yield jobs
-    jobs.close()
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_server)])
+def alone(
+    request: pytest.FixtureRequest, tmp_path: Path, roots: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Jobs]:
+    """A home without a worker; what its runs and the engine stand in is SQLite or PostgreSQL."""
+    with ExitStack() as held:
+        if request.param == "postgresql":
+            monkeypatch.setenv("PARETOSCOPE_DATABASE_URL", held.enter_context(fresh_url()))
+        jobs = Jobs(Host.at(tmp_path / "home"))
+        held.callback(jobs.close)
+        yield jobs
 
 
 def status(jobs: Jobs, run_id: str) -> str:

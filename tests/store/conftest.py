@@ -8,13 +8,24 @@ import pytest
 
 from store import results, runs
 from store.database import Database, open_database
+from tests.postgres import fresh_url, needs_server
 
 WORKER = "worker"
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_server)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database that does not exist yet or is empty, on each kind of server."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'results.sqlite'}"
+    else:
+        with fresh_url() as address:
+            yield address
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = open_database(f"sqlite:///{tmp_path / 'results.sqlite'}")
+def database(url: str) -> Iterator[Database]:
+    database = open_database(url)
     yield database
     database.close()
 

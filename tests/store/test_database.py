@@ -50,11 +50,12 @@ def test_a_write_that_fails_leaves_nothing(database: Database) -> None:
         assert connection.execute(text("SELECT max(value) FROM counters")).scalar() == 0
 
 
-def test_several_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'r.sqlite'}"
+def test_several_processes_may_open_a_new_database_at_once(url: str) -> None:
     code = f"from store.database import open_database; open_database({url!r})"
     root = Path(__file__).parents[2]
     openers = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(4)]
     assert [opener.wait(60) for opener in openers] == [0, 0, 0, 0]
-    with open_database(url).read() as connection:
+    database = open_database(url)
+    with database.read() as connection:
         assert connection.execute(text("SELECT count(*) FROM counters")).scalar() == 2
+    database.close()

@@ -47,6 +47,50 @@ def test_many_threads_asking_at_once_make_one_run(database: Database) -> None:
     assert sorted(made) == [False] * 7 + [True]
 
 
+def at_once(*works: Callable[[], None]) -> list[BaseException]:
+    """What went wrong when all of these ran at the same time."""
+    wrong: list[BaseException] = []
+    gate = threading.Barrier(len(works))
+
+    def run(work: Callable[[], None]) -> None:
+        gate.wait()
+        try:
+            work()
+        except Exception as problem:
+            wrong.append(problem)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
+
+
+def test_writers_never_wait_for_each_other_in_a_circle(database: Database, start: Callable[..., str]) -> None:
+    ids = [start() for _ in range(4)]
+    tickets = {run_id: ticket(database, run_id) for run_id in ids}
+
+    def work(run_id: str) -> None:
+        for _ in range(25):
+            runs.report_progress(database, run_id, tickets[run_id], WORKER, done=1)
+            runs.request_cancel(database, run_id)
+
+    before = results.data_version(database)
+    assert at_once(*(lambda run_id=run_id: work(run_id) for run_id in ids)) == []  # type: ignore[misc]
+    assert results.data_version(database) == before + 4 * 25 * 2
+
+
+def test_asking_at_once_does_not_slip_past_the_quota(database: Database, add: Callable[..., str]) -> None:
+    def ask() -> None:
+        add(user="ada", quota=2)
+
+    for _ in range(3):
+        assert [type(problem) for problem in at_once(*[ask] * 6)] == [runs.QuotaReached] * 4
+        for run in results.queue(database):
+            runs.request_cancel(database, run.id)
+
+
 def test_a_quota_counts_what_is_queued_or_running(database: Database, add: Callable[..., str]) -> None:
     first = add(user="ada", quota=1)
     with pytest.raises(runs.QuotaReached, match="ada already has 1"):
