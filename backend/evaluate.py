@@ -129,8 +129,10 @@ class Subject:
         windows = self.tokens.ids
         found: list[dict[str, Tensor]] = []
         dense = self._dense_states() if divergence else None
+        tokens = 0
         for number, ids in enumerate(windows):
-            self.progress(Update("evaluate", number, len(windows), f"window {number + 1} of {len(windows)}"))
+            detail = f"window {number + 1} of {len(windows)}"
+            self.progress(Update("evaluate", number, len(windows), detail, tokens))
             file = self.scratch / f"scores-{stamp}-{number:04d}.safetensors"
             states = next(dense) if dense else None
             if is_whole(file) and (not divergence or "kl" in (kept := load_file(file))):
@@ -140,7 +142,8 @@ class Subject:
             save_file(scored, file.with_suffix(".writing"))
             file.with_suffix(".writing").replace(file)
             found.append(scored)
-        self.progress(Update("evaluate", len(windows), len(windows)))
+            tokens += len(ids)
+        self.progress(Update("evaluate", len(windows), len(windows), tokens=tokens))
         return Scores({name: torch.stack([window[name] for window in found]) for name in found[0]})
 
     @torch.inference_mode()
@@ -192,10 +195,9 @@ class Subject:
         files = [folder / f"window-{number:04d}.safetensors" for number in range(len(windows))]
         missing = [number for number, file in enumerate(files) if not is_whole(file)]
         if missing:
-            for number in missing:
-                self.progress(
-                    Update("dense reference", number, len(windows), f"window {number + 1} of {len(windows)}")
-                )
+            for count, number in enumerate(missing):
+                detail, tokens = f"window {number + 1} of {len(windows)}", count * windows.shape[1]
+                self.progress(Update("dense reference", number, len(windows), detail, tokens))
                 with torch.inference_mode():
                     states = final_states(self._dense_model, windows[number].to(self._dense_model.device))
                 temporary = files[number].with_suffix(".writing")

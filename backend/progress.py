@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Update:
-    """One sign of life: `done` of `total` units of `stage`; `detail` names the unit at hand."""
+    """One sign of life: `done` of `total` units of `stage`; `detail` names the unit at hand.
+
+    `tokens` counts what this stage put through the whole model itself, not what it found done already.
+    """
 
     stage: str
     done: int
     total: int
     detail: str = ""
+    tokens: int = 0
 
 
 # A callback may raise to stop the work: every long loop calls it at least about once a second.

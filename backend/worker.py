@@ -342,12 +342,18 @@ class _RunWatch:
         self._began = self._written = self._looked = time.monotonic()
         self._columns: dict[str, Any] = {}
         self._counted: tuple[float, float] | None = None
+        self._tokens_from: tuple[int, float] = (0, 0.0)
+        self._tokens_per_second: float | None = None
 
     def told(self, update: Mapping[str, Any]) -> None:
         """Keep the newest update; the log gets each stage's first."""
+        tokens, now = update["tokens"], time.monotonic()
         if update["stage"] != self._columns.get("stage"):
             self._lines.append(f"{self._step}: {update['stage']} {update['detail']}".rstrip())
-        self._columns = dict(update)
+            self._tokens_from, self._tokens_per_second = (tokens, now), None
+        elif tokens > self._tokens_from[0]:
+            self._tokens_per_second = (tokens - self._tokens_from[0]) / (now - self._tokens_from[1])
+        self._columns = {key: value for key, value in update.items() if key != "tokens"}
         if update["stage"] in _COUNTED_STAGES and update["total"] > 0:
             self._estimate(update["done"] / update["total"])
 
@@ -359,6 +365,7 @@ class _RunWatch:
             _log(self._database, self._ours[0], self._lines)
             measured = {"fraction": self._fraction, "eta_seconds": self._eta}
             measured["memory_bytes"] = self._compute.memory_bytes()
+            measured["tokens_per_second"] = self._tokens_per_second
             return runs.report_progress(self._database, *self._ours, **{**self._columns, **measured})
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now

@@ -70,6 +70,12 @@ def _behave(model: str, step: str, go: Path, progress: Progress) -> None:
         while not go.exists():
             progress(Update(step, 1, 4, "waiting"))
             time.sleep(0.02)
+    if name == "counted-perplexity" and step == "perplexity":
+        tokens = 0
+        while not go.exists():
+            progress(Update("evaluate", 1, 4, "window", tokens))
+            time.sleep(0.05)
+            tokens += 100
     if name == "deaf-compress" and step == "compress":
         time.sleep(60)
     if name == "user-error" and step == "compress":

@@ -132,8 +132,11 @@ def test_windows_scored_before_an_interruption_are_not_scored_again(make_subject
         evaluate("perplexity", subject)
     files = {file: file.stat().st_mtime_ns for file in subject.scratch.glob("scores-*")}
     assert len(files) == 3
-    subject.progress = silent
+    told = []
+    subject.progress = told.append
     whole = evaluate("perplexity", subject)
+    # Three windows were there: only the other two were read now.
+    assert [update.tokens for update in told if update.stage == "evaluate"] == [0, 0, 0, 0, 96, 192]
     assert all(file.stat().st_mtime_ns == time for file, time in files.items())
     assert (
         whole.measurements[0].value

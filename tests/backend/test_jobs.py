@@ -318,6 +318,19 @@ def test_progress_and_log_are_told_while_it_runs(shared: Jobs, ask: Callable[...
     assert results.log_tail(shared.database, run_id)["line"][0] == "compress: compress waiting"
 
 
+def test_a_run_under_way_tells_how_many_tokens_it_scores_a_second(
+    shared: Jobs, ask: Callable[..., Recipe]
+) -> None:
+    run_id = shared.submit(ask("counted-perplexity")).run_id
+    wait(lambda: (results.run(shared.database, run_id) or {})["tokens_per_second"] is not None)
+    run = next(run for run in results.queue(shared.database) if run.id == run_id)
+    assert run.stage == "evaluate"
+    # 100 tokens take 0.05 s of sleep and whatever the machine adds.
+    assert 50 < (run.tokens_per_second or 0) <= 2000
+    let_go(shared, run_id)
+    wait_for(shared, run_id, "done")
+
+
 def test_a_broken_model_is_marked_with_its_cause(shared: Jobs, ask: Callable[..., Recipe]) -> None:
     run_id = shared.submit(ask("broken")).run_id
     assert wait_for(shared, run_id, "done")["broken"] == "collapse"
