@@ -21,7 +21,13 @@ let top_ = 0, left = 0;
 element.addEventListener('scroll', event => {
   if (event.target.matches?.('.rows')) { top_ = event.target.scrollTop; left = event.target.scrollLeft; }
 }, true);
+// What was unfolded stays so. The event does not bubble, so it is caught on its way down.
+const unfolded = new Set();
+element.addEventListener('toggle', event => {
+  if (event.target.id) unfolded[event.target.open ? 'add' : 'delete'](event.target.id);
+}, true);
 watch('value', () => {
+  for (const id of unfolded) element.querySelector(`details[id="${id}"]`)?.setAttribute('open', '');
   const rows = element.querySelector('.rows');
   if (rows) { rows.scrollTop = top_; rows.scrollLeft = left; }
   for (const log of element.querySelectorAll('.log')) log.scrollTop = log.scrollHeight;

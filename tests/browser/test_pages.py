@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 import torch
@@ -38,6 +39,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     folder = tmp_path_factory.mktemp("app")
     text = make_text(folder / "text.txt")
     model = trained(make_model(folder / "model"), text)
+    # Wide and long enough for the settings of the papers' claims.
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "max_position_embeddings": 1024}
+    wide = trained(make_model(folder / "wide", **sizes), text, 1024)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
             assert process.poll() is None, (folder / "printed.txt").read_text()
             assert time.monotonic() < deadline, f"not up in time: {(folder / 'printed.txt').read_text()}"
             time.sleep(0.25)
-        yield SimpleNamespace(address=address, model=str(model), text=f"file:{text}")
+        yield SimpleNamespace(address=address, model=str(model), wide=str(wide), text=f"file:{text}")
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -100,15 +104,17 @@ def page(browser: Browser, served: SimpleNamespace) -> Iterator[Page]:
     assert [told for told in complaints if not any(noise in told for noise in _LEAVING)] == []
 
 
-def trained(folder: Path, text: Path) -> Path:
+def trained(folder: Path, text: Path, length: int = 64) -> Path:
     """The tiny model after a few seconds of training: a random one would rightly be marked as broken."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor(tokenizer(text.read_text())["input_ids"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(150):
-        starts = torch.randint(0, len(ids) - 64, (16,), generator=torch.Generator().manual_seed(step))
-        batch = torch.stack([ids[start : start + 64] for start in starts])
+        starts = torch.randint(
+            0, len(ids) - length, (1024 // length,), generator=torch.Generator().manual_seed(step)
+        )
+        batch = torch.stack([ids[start : start + length] for start in starts])
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -218,6 +224,22 @@ def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, se
     expect(page.locator("#lanes .lane[data-status=done]")).to_have_count(2)
 
 
+def test_a_claim_goes_from_the_button_to_its_verdict(page, served):
+    page.goto(f"{served.address}/papers?{urlencode({'model': served.wide, 'text': served.text})}")
+    claim = page.locator("[id='claim-quantize.gptq']")
+    expect(claim).to_have_attribute("data-verdict", "not tested")
+    claim.get_by_text("Formula and limits").click()
+    claim.get_by_role("button", name="Test it on this model (2 runs)").click()
+    expect(claim).to_have_attribute("data-verdict", re.compile("queued|running"))
+    decided = re.compile("^(holds|does not hold|within noise)$")
+    expect(claim).to_have_attribute("data-verdict", decided, timeout=PATIENCE)
+    expect(claim).to_contain_text("standard errors, at the same bytes")
+    expect(claim.locator("pre.doc"), "what was unfolded stays so").to_be_visible()
+    expect(claim.locator(".strip .dot")).to_have_count(8)
+    claim.get_by_role("link", name="gptq 3-bit").click()
+    expect(page.locator("#run-card")).to_contain_text("gptq 3-bit g64")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
 def test_every_page_fits_its_window_in_light_and_dark(page, served, scheme, width):
@@ -225,7 +247,8 @@ def test_every_page_fits_its_window_in_light_and_dark(page, served, scheme, widt
     page.set_viewport_size({"width": width, "height": 800})
     for path, landmark in (
         ("", "#card .panel"), ("compress", "#estimate-card"), ("queue", "#queue .panel"),
-        ("compare", "#how-to-compare"), ("about", "#methods-table"),
+        ("compare", "#how-to-compare"), ("papers", "#claims .panel, #claims .banner"),
+        ("about", "#methods-table"),
     ):  # fmt: skip
         page.goto(f"{served.address}/{path}")
         expect(page.locator(landmark).first).to_be_visible()
