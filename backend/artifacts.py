@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,14 @@ def save_artifact(
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a scratch or cache file can be read; a damaged one is removed, to be made again."""
+    """Whether a scratch or cache file can be read; a damaged one is removed, to be made again.
+
+    Its folder counts as used now.
+    """
     if not path.exists():
         return False
+    with suppress(OSError):
+        os.utime(path.parent)
     try:
         with safe_open(path, "pt"):
             return True

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.caches import trim
 from backend.claims import Outcome, series_name, verdict
 from backend.claims import recipes as claim_recipes
 from backend.errors import UserError
@@ -26,6 +27,7 @@ from backend.text import check_text
 if TYPE_CHECKING:
     from backend.evaluate import Result
 
+_LONGEST_RUN = 7 * 86_400.0
 _BENCHES = Path(__file__).parent.parent / "bench"
 
 
@@ -219,6 +221,8 @@ def _results(recipe: Recipe, host: Host) -> Iterator[tuple[str, "Result", float]
     if broken:
         print(f"broken: {broken}", file=sys.stderr)
     shutil.rmtree(scratch, ignore_errors=True)
+    # Nothing is known here of runs that a worker does beside this one.
+    trim(host, time.time() - _LONGEST_RUN)
 
 
 def _told() -> Progress:

@@ -42,6 +42,11 @@ VARIABLES: tuple[tuple[str, str, str], ...] = (
         "30",
         "seconds without a heartbeat after which other workers take over a worker's runs",
     ),
+    (
+        "PARETOSCOPE_CACHE_GB",
+        "20",
+        "gigabytes of statistics and dense hidden states kept for later runs; the longest unused go first",
+    ),
 )
 
 
@@ -101,6 +106,7 @@ class Host:
     journal: str = "wal"
     executor_id: str = "local"
     stale_after: float = 30.0
+    cache_bytes: float = 20e9
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Host":
@@ -124,6 +130,7 @@ class Host:
             journal=_choice(environ, "PARETOSCOPE_JOURNAL", "wal", ("wal", "delete")),
             executor_id=environ.get("PARETOSCOPE_WORKER") or "local",
             stale_after=_number(environ, "PARETOSCOPE_STALE_AFTER", 30.0, 1.0),
+            cache_bytes=_number(environ, "PARETOSCOPE_CACHE_GB", 20.0, 0.0) * 1e9,
         )
 
     @classmethod

@@ -22,6 +22,7 @@ import psutil
 from dbos import DBOS, DBOSClient, error
 from sqlalchemy.exc import OperationalError
 
+from backend.caches import trim
 from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted
 from backend.errors import UserError
 from backend.host import Host
@@ -75,6 +76,7 @@ class Worker:
         )
         self._register()
         self._sweep_unfinished()
+        self._trim_caches()
         self._beat("idle")
         DBOS.launch()
         DBOS.register_queue(
@@ -181,6 +183,11 @@ class Worker:
                         if file.is_file() and file.stat().st_mtime < old:
                             file.unlink()
 
+    def _trim_caches(self) -> None:
+        """What no run under way has used, of this worker or another, may go when there is too much."""
+        live = [run.started for run in results.queue(self.database) if run.position == 0 and run.started]
+        trim(self.host, min(live, default=time.time()))
+
     def _refuse_twin(self) -> None:
         """Two workers of one name would each take up what the other is doing."""
         known = results.workers(self.database, self.host.stale_after)
@@ -213,6 +220,7 @@ class Worker:
             self._finish(run_id, ticket, status, told)
             if status == "done":
                 shutil.rmtree(self.host.runs / self._row(run_id)["digest"], ignore_errors=True)
+            self._trim_caches()
         except Interrupted:
             with suppress(OperationalError):
                 detail = "the worker stopped; the run goes on when it starts again"

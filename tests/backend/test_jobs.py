@@ -478,6 +478,28 @@ def test_another_worker_takes_over_what_a_lost_one_left(alone: Jobs, ask: Callab
     other.stop()
 
 
+def test_a_worker_trims_the_caches_but_not_what_a_run_under_way_has_used(
+    alone: Jobs, ask: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARETOSCOPE_CACHE_GB", "0")
+    old, used = (alone.host.cache / "hidden" / name for name in ("old", "used"))
+    for folder in (old, used):
+        folder.mkdir(parents=True)
+        (folder / "window-0000.safetensors").write_bytes(b"states")
+    os.utime(old, (1, 1))
+    run_id = alone.submit(ask("slow-compress")).run_id
+    row = results.run(alone.database, run_id)
+    assert row is not None
+    runs.start_run(alone.database, run_id, row["ticket"], "another")
+    os.utime(used)
+    worker = WorkerProcess(alone.host.home)
+    wait(lambda: not old.exists())
+    assert used.exists()
+    let_go(alone, run_id)
+    wait_for(alone, run_id, "done")
+    worker.stop()
+
+
 def test_a_run_that_the_queue_lost_is_found_again(alone: Jobs, ask: Callable[..., Recipe]) -> None:
     recipe = ask()
     asked = {
