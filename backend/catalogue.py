@@ -14,7 +14,7 @@ def methods_table() -> str:
     for found in discover().methods.values():
         fields = ", ".join(f"`{name}` = {field.default}" for name, field in found.params.model_fields.items())
         number = found.paper.removeprefix("arXiv:")
-        link = f"[{number}](https://arxiv.org/abs/{number})"
+        link = f"<{number}>" if number.startswith("https:") else f"[{number}](https://arxiv.org/abs/{number})"
         summary = found.summary.replace("|", "\\|")
         rows.append(f"| `{found.id}` | {summary} | {fields} | {link} |")
     return "\n".join(rows)

@@ -14,9 +14,9 @@ from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW
 from backend.recipe import Recipe, Stage, check_layers, parse_recipe
 from backend.registry import discover
+from backend.sizes import SCALE_BITS, Matrix, whole_bytes
 from backend.text import check_text
 
-_SCALE_BITS = 16
 # Python with torch and transformers, before any model is open.
 _RUNTIME_BYTES = 700_000_000
 # Seconds per unit of work on an ordinary core, until runs on this machine say better; units as in `_units`.
@@ -92,30 +92,24 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
         if "sparsity" in params:
             pruned = True
             kept = min(kept, count // 2 if params["pattern"] != "free" else _kept(stage, rows, inputs))
-        if "bits" in params:
+        if stored := discover().methods[stage.method].stored:
             quantized = True
-            groups = rows * (1 if params["group_size"] == GROUPED_ROW else inputs // params["group_size"])
-            zeros = 0 if params.get("symmetric") else _bytes(groups * params["bits"])
-            grid = _bytes(kept * params["bits"]) + groups * _SCALE_BITS // 8 + zeros
+            grid = stored(Matrix(rows, inputs, kept, value_bits), params)
         if "rank" in params:
             factors += min(params["rank"], rows, inputs) * (rows + inputs) * value_bits // 8
-    mask = _bytes(count) if pruned else 0
+    mask = whole_bytes(count) if pruned else 0
     return (grid if quantized else kept * value_bits // 8) + mask + factors
 
 
 def _kept(stage: Stage, rows: int, inputs: int) -> int:
-    # Wanda counts per row, magnitude per matrix (or row), SparseGPT per block of 128 columns.
+    # Wanda and DSnoT count per row, magnitude per matrix (or row), SparseGPT per block of 128 columns.
     share = stage.params["sparsity"]
     if stage.method == "prune.sparsegpt":
         blocks = [min(128, inputs - start) * rows for start in range(0, inputs, 128)]
         return sum(block - int(block * share) for block in blocks)
-    if stage.method == "prune.wanda" or stage.params.get("scope") == "row":
+    if stage.method in ("prune.wanda", "prune.dsnot") or stage.params.get("scope") == "row":
         return rows * (inputs - int(inputs * share))
     return rows * inputs - int(rows * inputs * share)
-
-
-def _bytes(bits: int) -> int:
-    return (bits + 7) // 8
 
 
 def _reads_text(recipe: Recipe) -> bool:
@@ -200,10 +194,12 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
         (
             "bits",
             lambda p: (
-                f"{p['bits']} bits + ({_SCALE_BITS}{'' if p.get('symmetric') else ' + ' + str(p['bits'])})"
+                f"{p['bits']} bits + ({SCALE_BITS}{_zero_term(p)})"
                 f"/{'inputs' if p['group_size'] == GROUPED_ROW else p['group_size']} per weight"
             ),
         ),
+        ("table", lambda p: f"codes into {p['table']} + a scale for each {p['group_size']} weights"),
+        ("outliers", lambda p: f"{p['outliers']:g} of the weights at {value_bits} + 16 bits"),
         ("rank", lambda p: f"{value_bits} bits x {p['rank']} x (out + in) per linear"),
     ]
     for stage in recipe.stages:
@@ -212,3 +208,10 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
         terms[0] = "1 bit mask, codes of kept weights only"
     body = "; ".join(terms) or f"{value_bits} bits per weight"
     return f"Linears: {body}. Embeddings, norms and biases stay as they are."
+
+
+def _zero_term(params: Mapping[str, Any]) -> str:
+    if params.get("symmetric"):
+        return ""
+    whole = "norm" not in params and params.get("zero", "integer") == "integer"
+    return f" + {params['bits'] if whole else SCALE_BITS}"

@@ -17,6 +17,8 @@ from backend.parameters import GROUPED_ROW
 KINDS: dict[str, type["Part"]] = {}
 # Smallest and largest scale that float16 holds with all its digits.
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
+# How many quantized scales of a Codebook share a step.
+SCALES_A_STEP = 256
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -121,8 +123,9 @@ class Sparse(Part):
 class Grid(Part):
     """Integer codes c on uniform grids scale * (c - zero), one grid per row and group of inputs.
 
-    scales [out, groups]; zeros are packed to `width` bits, or absent on a symmetric grid, whose zero is
-    2**(width-1). With a mask only the kept codes are stored, and the other weights are exactly zero.
+    scales [out, groups]; zeros are packed to `width` bits, or float16 [out, groups] where the zero point is
+    no whole number, or absent on a symmetric grid, whose zero is 2**(width-1). With a mask only the kept
+    codes are stored, and the other weights are exactly zero.
     """
 
     width: int
@@ -142,7 +145,10 @@ class Grid(Part):
         group_size: int,
         kept: Tensor | None = None,
     ) -> Self:
-        """Round `weight` [out, in] to the grids `scales`, `zeros` [out, groups] (zeros as whole numbers)."""
+        """Round `weight` [out, in] to the grids `scales`, `zeros` [out, groups].
+
+        Zeros are whole numbers, unless they are float16.
+        """
         rows, inputs = _shape(weight)
         codes = grid_codes(weight.view(rows, scales.shape[1], -1), scales, zeros, width).view(rows, inputs)
         return cls(
@@ -151,7 +157,7 @@ class Grid(Part):
             group_size=group_size,
             codes=pack(codes if kept is None else codes[kept], width),
             scales=scales,
-            zeros=None if zeros is None else pack(zeros, width),
+            zeros=zeros if zeros is None or zeros.dtype == torch.float16 else pack(zeros, width),
             mask=None if kept is None else pack(kept, 1),
         )
 
@@ -164,17 +170,109 @@ class Grid(Part):
         kept = self.kept()
         count = rows * inputs if kept is None else int(kept.sum())
         codes = unpack(self.codes, self.width, count).float()
-        zeros = (
-            float(2 ** (self.width - 1))
-            if self.zeros is None
-            else unpack(self.zeros, self.width, self.scales.numel()).float().view_as(self.scales)[..., None]
-        )
+        zeros = self.zero_points()
+        zero = float(2 ** (self.width - 1)) if zeros is None else zeros.float()[..., None]
         full = codes if kept is None else torch.zeros(self.shape, device=codes.device)
         if kept is not None:
             full[kept] = codes
         grouped = full.view(rows, self.scales.shape[1], -1)
-        out = ((grouped - zeros) * self.scales.float()[..., None]).view(rows, inputs)
+        out = ((grouped - zero) * self.scales.float()[..., None]).view(rows, inputs)
         return out if kept is None else out * kept
+
+    def zero_points(self) -> Tensor | None:
+        """Zeros [out, groups] as `encode` takes them, or None on a symmetric grid."""
+        if self.zeros is None or self.zeros.is_floating_point():
+            return self.zeros
+        return unpack(self.zeros, self.width, self.scales.numel()).float().view_as(self.scales)
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook(Part):
+    """Codes into one table of levels, times a scale for each row and group of inputs: scale * table[code].
+
+    table [levels] float32; scales [out, groups] in a float type, or uint8 codes where the scales are
+    quantized too: then scale = centre + step * (code - 127), with a step for each block of 256 scales
+    (`steps`, float32). With a mask only the kept codes are stored, and the other weights are exactly zero.
+    """
+
+    width: int
+    group_size: int
+    codes: Tensor
+    table: Tensor
+    scales: Tensor
+    centre: Tensor | None
+    steps: Tensor | None
+    mask: Tensor | None
+
+    @classmethod
+    def encode(
+        cls,
+        weight: Tensor,
+        table: Tensor,
+        scales: Tensor,
+        group_size: int,
+        kept: Tensor | None = None,
+        double: bool = False,
+    ) -> Self:
+        """Each weight [out, in] as its nearest level; `double` quantizes `scales` [out, groups] too."""
+        rows, inputs = _shape(weight)
+        stored, centre, steps = _quantized_scales(scales) if double else (stored_scale(scales), None, None)
+        size = _decoded_scales(stored, centre, steps)
+        units = weight.view(rows, scales.shape[1], -1) / torch.where(size == 0, 1.0, size)[..., None]
+        codes = torch.bucketize(units, (table[1:] + table[:-1]) / 2).view(rows, inputs)
+        width = max(1, (len(table) - 1).bit_length())
+        return cls(
+            (rows, inputs),
+            width=width,
+            group_size=group_size,
+            codes=pack(codes if kept is None else codes[kept], width),
+            table=table,
+            scales=stored,
+            centre=centre,
+            steps=steps,
+            mask=None if kept is None else pack(kept, 1),
+        )
+
+    def kept(self) -> Tensor | None:
+        """Mask [out, in] of the stored positions, or None when all are stored."""
+        return None if self.mask is None else _bitmap(self.mask, self.shape)
+
+    def dense(self) -> Tensor:
+        rows, inputs = self.shape
+        kept = self.kept()
+        count = rows * inputs if kept is None else int(kept.sum())
+        levels = self.table[unpack(self.codes, self.width, count).long()]
+        full = levels if kept is None else torch.zeros(self.shape, device=levels.device)
+        if kept is not None:
+            full[kept] = levels
+        size = _decoded_scales(self.scales, self.centre, self.steps)
+        return (full.view(rows, size.shape[1], -1) * size[..., None]).view(rows, inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Outliers(Part):
+    """Single weights in the model's type, added where they stand: columns and values row by row.
+
+    columns [n] int16 (int32 where a row has more than 32767 inputs); starts [out + 1] int32.
+    """
+
+    values: Tensor
+    columns: Tensor
+    starts: Tensor
+
+    @classmethod
+    def at(cls, weight: Tensor, chosen: Tensor, dtype: torch.dtype) -> Self:
+        """The entries of `weight` [out, in] where the mask `chosen` is true, stored as `dtype`."""
+        counts = functional.pad(chosen.sum(dim=1).cumsum(0), (1, 0)).to(torch.int32)
+        short = torch.int16 if weight.shape[1] <= 2**15 - 1 else torch.int32
+        columns = chosen.nonzero()[:, 1].to(short)
+        return cls(_shape(weight), values=weight[chosen].to(dtype), columns=columns, starts=counts)
+
+    def dense(self) -> Tensor:
+        out = torch.zeros(self.shape, device=self.values.device)
+        rows = torch.repeat_interleave(self.starts.diff().long())
+        out[rows, self.columns.long()] = self.values.float()
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,12 +345,33 @@ def rebuild(kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> 
 def grid_codes(grouped: Tensor, scales: Tensor, zeros: Tensor | None, width: int) -> Tensor:
     """Nearest codes 0 .. 2**width - 1 of weights [out, groups, group] on grids [out, groups]."""
     zero = float(2 ** (width - 1)) if zeros is None else zeros.float()[..., None]
-    return ((grouped / scales.float()[..., None]).round() + zero).clamp(0, 2**width - 1)
+    units = grouped / scales.float()[..., None]
+    codes = (
+        (units + zero).round() if zeros is not None and zeros.dtype == torch.float16 else units.round() + zero
+    )
+    return codes.clamp(0, 2**width - 1)
 
 
 def groups_of(inputs: int, group_size: int) -> int:
     """How many groups a row of `inputs` weights has."""
     return 1 if group_size == GROUPED_ROW else inputs // group_size
+
+
+def _quantized_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes uint8 [out, groups], their centre [1] and a step for each block of scales, both float32."""
+    centre = scales.float().mean().view(1)
+    blocks = functional.pad((scales.float() - centre).reshape(-1), (0, -scales.numel() % SCALES_A_STEP))
+    blocks = blocks.view(-1, SCALES_A_STEP)
+    steps = blocks.abs().amax(dim=1) / 127
+    codes = (blocks / torch.where(steps == 0, 1.0, steps)[:, None]).round() + 127
+    return codes.to(torch.uint8).reshape(-1)[: scales.numel()].view_as(scales), centre, steps
+
+
+def _decoded_scales(stored: Tensor, centre: Tensor | None, steps: Tensor | None) -> Tensor:
+    if centre is None or steps is None:
+        return stored.float()
+    each = steps.repeat_interleave(SCALES_A_STEP)[: stored.numel()].view_as(stored)
+    return centre + each * (stored.float() - 127)
 
 
 def _bitmap(mask: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -39,6 +39,9 @@ from backend.statistics import Gatherer, read_statistics, write_statistics
 from backend.text import calibration
 from backend.views import Layer, Statistics, Work
 
+# Which moments a file of statistics holds; another number makes old files of the cache unread.
+_MOMENTS = 2
+
 
 @dataclass
 class Report:
@@ -292,7 +295,12 @@ class _Walk:
         # By the name that a block's groups gather under, so that recipes with the same needs share it.
         asked = [needs[name] for group in self.family.group_names(block) for name in group]
         text = json.dumps(
-            [self.layout.fingerprint, hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest(), asked]
+            [
+                _MOMENTS,
+                self.layout.fingerprint,
+                hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest(),
+                asked,
+            ]
         )
         folder = self.host.cache / "statistics" / hashlib.sha256(text.encode()).hexdigest()[:16]
         return folder / f"block-{block:03d}.safetensors"

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 import backend.methods
 import backend.metrics
+from backend.sizes import Matrix
 
 Kind = Literal[
     "transform", "prune", "quantize", "factorize", "compensate", "allocate",
@@ -20,6 +21,7 @@ Kind = Literal[
 ]  # fmt: skip
 Need = Literal["nothing", "norms", "gram"]
 Shape = Literal["layer", "work"]
+Stored = Callable[[Matrix, Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Method:
-    """One compression method; `shape` says whether it is handed a Layer or the whole Work."""
+    """One compression method; `shape` says whether it is handed a Layer or the whole Work.
+
+    `stored` counts the bytes of what replaces a linear's values, from its shape and the parameters alone.
+    """
 
     id: str
     kind: str
@@ -51,6 +56,7 @@ class Method:
     params: type[BaseModel]
     claim: Claim | None
     doc: str
+    stored: Stored | None = None
 
     @property
     def summary(self) -> str:
@@ -76,12 +82,12 @@ class Registry:
 
 
 def method(
-    *, paper: str, needs: Need = "nothing", claim: Claim | None = None
+    *, paper: str, needs: Need = "nothing", claim: Claim | None = None, stored: Stored | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
     def mark(fn: Callable[..., Any]) -> Callable[..., Any]:
-        fn.__dict__["method"] = {"paper": paper, "needs": needs, "claim": claim}
+        fn.__dict__["method"] = {"paper": paper, "needs": needs, "claim": claim, "stored": stored}
         return fn
 
     return mark
@@ -134,7 +140,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
     facts = fn.__dict__["method"]
     return Method(
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
-        facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "",
+        facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
     )  # fmt: skip
 
 

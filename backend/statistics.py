@@ -17,6 +17,7 @@ from backend.views import Statistics
 
 # Columns of the Gram matrix computed at a time: only strips on and above the diagonal are multiplied out.
 _STRIP = 256
+_PER_CHANNEL = ("squares", "sums", "magnitudes")
 
 
 class Gatherer:
@@ -80,12 +81,23 @@ class _Sums:
         self.need = need
         self.tokens = 0
         self.squares: Tensor | None = None
+        self.sums: Tensor | None = None
+        self.magnitudes: Tensor | None = None
         self.gram: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        inputs = x.shape[1]
+        """Inputs [samples, length, in], or of one sample [length, in]."""
+        x = x.detach().float()
+        inputs = x.shape[-1]
+        samples = x.reshape(-1, x.shape[-2], inputs)
+        x = x.reshape(-1, inputs)
         self.tokens += x.shape[0]
+        sums = x.sum(dim=0, dtype=torch.float64)
+        magnitudes = samples.abs().mean(dim=1).amax(dim=0).double()
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.magnitudes = (
+            magnitudes if self.magnitudes is None else torch.maximum(self.magnitudes, magnitudes)
+        )
         if self.need == "norms":
             squares = x.square().sum(dim=0, dtype=torch.float64)
             self.squares = squares if self.squares is None else self.squares + squares
@@ -98,10 +110,11 @@ class _Sums:
             self.gram[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
 
     def finish(self) -> Statistics:
-        if self.gram is None:
-            return Statistics(self.tokens, self.squares, None)
-        gram = self.gram.triu() + self.gram.triu(1).T
-        return Statistics(self.tokens, gram.diagonal().clone(), gram)
+        gram, squares = self.gram, self.squares
+        if gram is not None:
+            gram = gram.triu() + gram.triu(1).T
+            squares = gram.diagonal().clone()
+        return Statistics(self.tokens, squares, gram, self.sums, self.magnitudes)
 
 
 def write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
@@ -110,8 +123,9 @@ def write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
     tensors = {}
     for name, statistics in found.items():
         tensors[f"{name}#tokens"] = torch.tensor([statistics.tokens])
-        if statistics.squares is not None:
-            tensors[f"{name}#squares"] = statistics.squares.cpu()
+        for kind in _PER_CHANNEL:
+            if (values := getattr(statistics, kind)) is not None:
+                tensors[f"{name}#{kind}"] = values.cpu()
         if statistics.gram is not None:
             rows, columns = torch.triu_indices(*statistics.gram.shape)
             tensors[f"{name}#gram"] = statistics.gram[rows, columns].cpu()
@@ -129,14 +143,15 @@ def read_statistics(
         names = set(opened.keys())
         for group in groups:
             name = group[0]
-            squares = opened.get_tensor(f"{name}#squares") if f"{name}#squares" in names else None
+            kept = {
+                kind: opened.get_tensor(key) for kind in _PER_CHANNEL if (key := f"{name}#{kind}") in names
+            }
             gram = None
             if f"{name}#gram" in names:
-                assert squares is not None
-                inputs = len(squares)
+                inputs = len(kept["squares"])
                 gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
                 rows, columns = torch.triu_indices(inputs, inputs, device=device)
                 gram[rows, columns] = opened.get_tensor(f"{name}#gram")
                 gram = gram + gram.triu(1).T
-            found[name] = Statistics(int(opened.get_tensor(f"{name}#tokens")), squares, gram)
+            found[name] = Statistics(int(opened.get_tensor(f"{name}#tokens")), gram=gram, **kept)
     return found

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from backend.parts import Grid, Part, Sparse, combined
+from backend.parts import Codebook, Grid, Part, Sparse, combined
 
 Cached = TypeVar("Cached")
 
@@ -16,13 +16,17 @@ Cached = TypeVar("Cached")
 class Statistics:
     """Second moments of a linear's inputs X [tokens, in] on the calibration text.
 
-    gram    C = XᵀX [in, in] float64, or None where no method asked for it
-    squares sum of squares of each input channel [in] float64, or None where nothing was gathered
+    gram        C = XᵀX [in, in] float64, or None where no method asked for it
+    squares     sum of squares of each input channel [in] float64, or None where nothing was gathered
+    sums        sum of each input channel [in] float64, there whenever squares are
+    magnitudes  largest mean of |x| over one calibration sample [in] float64, there whenever squares are
     """
 
     tokens: int = 0
     squares: Tensor | None = None
     gram: Tensor | None = None
+    sums: Tensor | None = None
+    magnitudes: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, make: Callable[[], Cached]) -> Cached:
@@ -60,7 +64,7 @@ class Layer:
     def kept(self) -> Tensor | None:
         """Mask [out, in] of the weights that pruning left, or None when nothing was pruned."""
         for part in self.parts:
-            if isinstance(part, Sparse | Grid):
+            if isinstance(part, Sparse | Grid | Codebook):
                 mask = part.kept()
                 if mask is not None:
                     return mask

@@ -16,8 +16,9 @@ def correlated_inputs(tokens: int, inputs: int, seed: int = 0) -> Tensor:
 
 def statistics_of(x: Tensor) -> Statistics:
     """Statistics of inputs X [tokens, in]."""
-    gram = x.double().T @ x.double()
-    return Statistics(x.shape[0], gram.diagonal().clone(), gram)
+    x = x.double()
+    gram = x.T @ x
+    return Statistics(x.shape[0], gram.diagonal().clone(), gram, x.sum(dim=0), x.abs().mean(dim=0))
 
 
 def layer_of(weight: Tensor, x: Tensor, dtype: torch.dtype = torch.float32) -> Layer:

@@ -1,5 +1,6 @@
 """What holds for each method of the registry, whoever wrote it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.rtn import rtn
-from backend.parts import Grid, LowRank, Sparse, combined, rebuild, unpack
+from backend.parts import Codebook, Grid, LowRank, Outliers, Sparse, combined, rebuild, unpack
 from backend.registry import discover
 from backend.views import Layer, Statistics
 from tests.layers import after, layer_of, output_error, random_layer
@@ -47,7 +48,7 @@ def ladder(found):
 @pytest.mark.parametrize("found", METHODS.values(), ids=list(METHODS))
 def test_has_a_docstring_a_paper_and_a_test_file(found):
     assert len(found.doc.strip().splitlines()) >= 4
-    assert found.paper.startswith("arXiv:")
+    assert found.paper.startswith(("arXiv:", "https://"))
     assert found.paper.removeprefix("arXiv:") in found.doc.replace("arXiv ", "")
     assert (Path(__file__).parent / "methods" / found.kind / f"test_{found.name}.py").is_file()
 
@@ -90,8 +91,15 @@ def test_bits_equal_an_independent_count_from_the_format(found):
             kept = rows * inputs if part.kept() is None else int(part.kept().sum())
             groups = rows * part.scales.shape[1]
             expected = kept * part.width + groups * 16
-            expected += 0 if part.zeros is None else groups * part.width
+            whole = part.zeros is not None and part.zeros.dtype == torch.uint8
+            expected += 0 if part.zeros is None else groups * (part.width if whole else 16)
             expected += 0 if part.kept() is None else rows * inputs
+        elif isinstance(part, Codebook):
+            groups = rows * part.scales.shape[1]
+            expected = rows * inputs * part.width + 32 * len(part.table)
+            expected += groups * 16 if part.steps is None else groups * 8 + 32 * (1 + -(-groups // 256))
+        elif isinstance(part, Outliers):
+            expected = len(part.values) * (32 + 16) + 32 * (rows + 1)
         else:
             assert isinstance(part, LowRank)
             expected = 32 * part.left.shape[1] * (rows + inputs)
@@ -190,7 +198,7 @@ def test_only_what_a_method_asked_for_is_needed():
         layer, x = random_layer()
         allowed = {
             "nothing": Statistics(),
-            "norms": Statistics(1024, layer.statistics.squares, None),
+            "norms": dataclasses.replace(layer.statistics, gram=None, _cache={}),
             "gram": layer.statistics,
         }[found.needs]
         start = base(found, layer)

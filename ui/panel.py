@@ -73,8 +73,10 @@ def outside(label: str, url: str) -> str:
 
 
 def paper(reference: str) -> str:
-    """A paper such as `arXiv:2210.17323` as a link."""
+    """A paper such as `arXiv:2210.17323`, or the address of one that is not there, as a link."""
     archive, _, number = reference.partition(":")
+    if archive == "https":
+        return outside(reference.removeprefix("https://").strip("/"), reference)
     if archive.lower() != "arxiv":
         return escape(reference)
     return outside(f"arXiv {number}", f"https://arxiv.org/abs/{number}")

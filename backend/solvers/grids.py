@@ -5,6 +5,9 @@ from torch import Tensor
 
 from backend.parts import stored_scale
 
+# Float16 still tells halves apart up to here, so codes fall where they should.
+_LARGEST_ZERO = 1024.0
+
 
 def fit_grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
     """Scales as stored and zeros (None when symmetric), both [out, groups], for weights [out, groups, group].
@@ -29,3 +32,16 @@ def fit_grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tenso
     # From the scale as stored: rounding it first keeps the zero on the grid that is decoded later.
     zero = (-low / scale.float()).round().clamp(0, levels)
     return scale, zero
+
+
+def fit_float_grid(grouped: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales as stored and zeros float16, both [out, groups], for weights [out, groups, group].
+
+    The range is the group's own, without zero: scale = (max - min) / (2**bits - 1), zero = -min / scale. A
+    scale is kept large enough for the zero to fit float16, which matters for groups of nearly equal weights.
+    """
+    levels = 2**bits - 1
+    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+    wide = torch.maximum((high - low) / levels, low.abs() / _LARGEST_ZERO)
+    scale = stored_scale(torch.where(wide == 0, torch.ones_like(wide), wide))
+    return scale, (-low / scale.float()).half()

@@ -43,6 +43,12 @@ CHAINS = [
     [stage("prune.sparsegpt", sparsity=0.37)],
     [stage("prune.wanda", pattern="4:8"), stage("quantize.gptq", bits=3, group_size=32)],
     [stage("quantize.gptq", bits=2, group_size=16), stage("compensate.eora", rank=40)],
+    [stage("quantize.rtn", bits=3, group_size=16, zero="float")],
+    [stage("prune.dsnot", sparsity=0.37), stage("quantize.hqq", bits=3, group_size=16)],
+    [stage("quantize.codebook", table="nf3", group_size=16)],
+    [stage("quantize.codebook", table="-1, 0, 0.5", group_size=16, double=True)],
+    [stage("quantize.quantease", bits=2, group_size=-1, sweeps=2, outliers=0.05)],
+    [stage("quantize.hqq", bits=2, group_size=16), stage("compensate.lqer", rank=3)],
     [
         stage("prune.sparsegpt", pattern="2:4"),
         stage("quantize.rtn", bits=4, group_size=16, only="*.mlp.*"),

@@ -10,20 +10,18 @@ Gains little at 4 bits and more; at 2 bits the result is usable only with small 
 Frantar et al., GPTQ, arXiv 2210.17323.
 """
 
-import torch
-from torch import Tensor
-
-from backend.parameters import GROUPED_ROW, ActOrder, Bits, Damping, GroupSize, Symmetric
-from backend.parts import Grid, Part, groups_of
+from backend.parameters import ActOrder, Bits, Damping, GroupSize, Symmetric
+from backend.parts import Part
 from backend.registry import Claim, method
-from backend.solvers.columns import activation_order, inverse_root, solve_columns
-from backend.solvers.grids import fit_grid
+from backend.sizes import grid_bytes
+from backend.solvers.feedback import quantize_columns
 from backend.views import Layer
 
 
 @method(
     paper="arXiv:2210.17323",
     needs="gram",
+    stored=grid_bytes,
     claim=Claim(
         "GPTQ loses less than rounding to nearest at the same bytes",
         better=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": 64}},),
@@ -40,47 +38,9 @@ def gptq(
     damping: Damping = 0.01,
 ) -> tuple[Part, ...]:
     """Grid part of the weight so far, quantized with error feedback."""
-    weight, kept = layer.now, layer.kept
-    rows, inputs = weight.shape
-    groups = groups_of(inputs, group_size)
-    width = inputs // groups
-    scales, zeros = fit_grid(weight.view(rows, groups, width), bits, symmetric)
-    order = activation_order(layer.statistics) if act_order else torch.arange(inputs, device=weight.device)
-    upper = inverse_root(layer.statistics, damping, order if act_order else None)
-    fixed_grids = act_order or group_size == GROUPED_ROW
-    scale_rows = scales.float().T.contiguous()
-    middle = torch.full_like(scale_rows, float(2 ** (bits - 1)))
-    zero_rows = middle if zeros is None else zeros.T.contiguous()
-    kept_rows = None if kept is None else kept.T[order].contiguous()
-    groups_of_columns = (order // width).tolist()
-    scales_by_group, zeros_by_group = scale_rows.unbind(), zero_rows.unbind()
-
-    def refit(start: int, columns: Tensor) -> None:
-        group = start // width
-        scale, zero = fit_grid(columns[:, None, :], bits, symmetric)
-        scale_rows[group] = scale[:, 0].float()
-        if zero is not None:
-            zero_rows[group] = zero[:, 0]
-
-    def assign(j: int, column: Tensor) -> Tensor:
-        group = groups_of_columns[j]
-        scale, zero = scales_by_group[group], zeros_by_group[group]
-        codes = (column / scale).round_().add_(zero).clamp_(0, 2**bits - 1)
-        value = codes.sub_(zero).mul_(scale)
-        return value if kept_rows is None else value * kept_rows[j]
-
-    solved, _ = (
-        solve_columns(weight[:, order], upper, assign)
-        if fixed_grids
-        else solve_columns(weight, upper, assign, refit, every=width)
-    )
-    restored = torch.empty_like(solved)
-    restored[:, order] = solved
-    final = scale_rows.T.contiguous()
-    # Each refitted scale was rounded to a stored type already; float16 serves when all of them fit it.
-    stored = final.half() if bool((final.half().float() == final).all()) else final
     return (
-        Grid.encode(
-            restored, stored, None if zeros is None else zero_rows.T.contiguous(), bits, group_size, kept
+        quantize_columns(
+            layer.now, layer.statistics, bits=bits, group_size=group_size, symmetric=symmetric,
+            damping=damping, act_order=act_order, kept=layer.kept,
         ),
-    )
+    )  # fmt: skip

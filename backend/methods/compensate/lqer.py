@@ -1,0 +1,61 @@
+"""Add a low-rank part for the weight error with the input channels weighted by how large they are.
+
+    E = W - Ŵ [out, in];  s_j the size of input channel j;  U Σ Vᵀ = truncated SVD of E diag(s)
+    B A = U Σ Vᵀ diag(1 / s),  B [out, rank], A [rank, in];  y += (x Aᵀ) Bᵀ
+
+`scale` says what a channel's size is: mean_abs, the largest mean of |x| over one calibration sample (LQER),
+or rms, the root of the mean square (optimal when channels are uncorrelated, QERA-approx).
+Needs channel sizes, not the Gram matrix. Stores what compensate.svd stores.
+Sees how large inputs are but not how they move together; compensate.eora sees both.
+Zhang et al., LQER (L²QER), arXiv 2402.02446, section 3.2; Zhang et al., QERA, arXiv 2410.06040.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from backend.parameters import Rank
+from backend.parts import LowRank, Part
+from backend.registry import Claim, method
+from backend.solvers.lowrank import truncated_error
+from backend.views import Layer, Statistics
+
+# Channels that were never active still get a little of the rank, and division stays possible.
+_SMALLEST = 1e-4
+
+Scale = Annotated[Literal["mean_abs", "rms"], Field(description="What the size of an input channel is")]
+
+
+@method(
+    paper="arXiv:2402.02446",
+    needs="norms",
+    claim=Claim(
+        "Weighting channels by their size repairs more than a plain SVD of the error at the same rank",
+        better=(
+            {"method": "prune.wanda", "params": {"pattern": "2:4"}},
+            {"method": "compensate.lqer", "params": {"rank": 64}},
+        ),
+        worse=(
+            {"method": "prune.wanda", "params": {"pattern": "2:4"}},
+            {"method": "compensate.svd", "params": {"rank": 64}},
+        ),
+    ),
+)
+def lqer(layer: Layer, *, rank: Rank = 64, scale: Scale = "mean_abs") -> tuple[Part, ...]:
+    """The parts so far and a low-rank part for what they miss, weighted by channel."""
+    sizes = _sizes(layer.statistics, scale)
+    left, right = truncated_error((layer.weight - layer.now).double() * sizes, rank)
+    return (*layer.parts, LowRank.of(left, right / sizes, layer.dtype))
+
+
+def _sizes(statistics: Statistics, scale: str) -> Tensor:
+    assert statistics.squares is not None
+    assert statistics.magnitudes is not None
+    if scale == "rms":
+        found = (statistics.squares / max(statistics.tokens, 1)).sqrt()
+    else:
+        found = statistics.magnitudes
+    clamped = found.clamp(min=_SMALLEST)
+    return clamped / torch.sqrt(clamped.min() * clamped.max())

@@ -1,0 +1,41 @@
+"""Bytes of a linear's stored tensors, counted from shapes and parameters before anything is made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backend.parameters import GROUPED_ROW
+
+SCALE_BITS = 16
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear [rows, inputs] of which `kept` weights are stored; plain values take `value_bits` bits."""
+
+    rows: int
+    inputs: int
+    kept: int
+    value_bits: int
+
+    def groups(self, group_size: int) -> int:
+        """How many groups the matrix has."""
+        return self.rows * (1 if group_size == GROUPED_ROW else self.inputs // group_size)
+
+
+def whole_bytes(bits: int) -> int:
+    """Bytes that hold so many bits."""
+    return (bits + 7) // 8
+
+
+def grid_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
+    """Codes, scales and packed zero points of a uniform grid; a mask of what was pruned is not among them."""
+    groups = matrix.groups(params["group_size"])
+    zeros = 0 if params.get("symmetric") else whole_bytes(groups * params["bits"])
+    return whole_bytes(matrix.kept * params["bits"]) + groups * SCALE_BITS // 8 + zeros
+
+
+def float_zero_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
+    """The same with zero points of 16 bits."""
+    groups = matrix.groups(params["group_size"])
+    return whole_bytes(matrix.kept * params["bits"]) + 2 * groups * SCALE_BITS // 8
