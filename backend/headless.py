@@ -22,7 +22,7 @@ from backend.models import facts
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, parse_recipe, parse_sweep
 from backend.registry import discover
-from backend.text import check_text
+from backend.text import check_text, same_text
 
 if TYPE_CHECKING:
     from backend.evaluate import Result
@@ -206,6 +206,11 @@ def _results(recipe: Recipe, host: Host) -> Iterator[tuple[str, "Result", float]
     from backend.pipeline import compress  # noqa: PLC0415
 
     estimate(recipe, host)
+    if recipe.stages and same_text(recipe.calibration.text, recipe.evaluation.text):
+        print(
+            "warning: calibration and evaluation read the same file: the numbers will flatter",
+            file=sys.stderr,
+        )
     digest = run_digest(recipe, host)
     artifact, scratch = host.artifacts / f"{digest}.safetensors", host.runs / digest
     progress = _told()

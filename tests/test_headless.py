@@ -59,6 +59,7 @@ def test_run_prints_one_json_object_per_measurement_and_export_writes_both_forma
         for row in rows
     )
     assert "evaluate" in err
+    assert "warning" not in err
 
     run_id = rows[0]["run"]
     code, out, err = call("export", run_id, "--format", "safetensors", "--to", tmp_path / "packed")
@@ -111,6 +112,15 @@ def test_methods_lists_the_catalogue_as_json_lines(call):
     gptq = next(row for row in rows if row["id"] == "quantize.gptq")
     assert gptq["parameters"]["bits"]["minimum"] == 2
     assert gptq["paper"] == "arXiv:2210.17323"
+
+
+def test_run_warns_when_it_is_measured_on_the_text_it_was_calibrated_on(call, recipe):
+    recipe["calibration"] = {"text": recipe["evaluation"]["text"], "samples": 2, "length": 32}
+    recipe["evaluation"]["metrics"] = ["perplexity"]
+    code, out, err = call("run", "-", stdin=json.dumps(recipe))
+    assert code == 0, err
+    assert "warning: calibration and evaluation read the same file" in err
+    assert all(json.loads(line)["metric"] for line in out.splitlines())
 
 
 def test_missing_files_runs_and_benches_are_said(call, tmp_path):
