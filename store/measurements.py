@@ -24,6 +24,8 @@ _COMPARABLE = (
     "tokenizer",
     "loss_dtype",
     "model_dtype",
+    # Devices round differently, and what belongs to the run, its speed and memory, stands in the same row.
+    "device",
 )
 
 

@@ -79,7 +79,7 @@ def scopes(points: pd.DataFrame) -> list[str]:
 
 
 def scope_choices(database: Database, points: pd.DataFrame) -> list[tuple[str, str]]:
-    """(what the reader sees, key): model, text and windows of each scope."""
+    """(what the reader sees, key): model, text, windows and device of each scope."""
     keys = scopes(points)
     if not keys:
         return []
@@ -93,9 +93,10 @@ def scope_choices(database: Database, points: pd.DataFrame) -> list[tuple[str, s
         stamp = json.loads(own["stamp"].iloc[0]) if len(own) else {}
         windows = f"{stamp.get('windows', '?')} x {stamp.get('window', '?')} tokens"
         text = str(stamp.get("text", "")) or "no text"
+        place = f", {stamp['device']}" if "device" in stamp else ""
         in_scope = (points["model"] == model) & (points["protocol"] == protocol)
         count = int((in_scope & (points["status"] == "done")).sum())
-        label = f"{model}: {text}, {windows}, {count} run{'' if count == 1 else 's'}"
+        label = f"{model}: {text}, {windows}{place}, {count} run{'' if count == 1 else 's'}"
         choices.append((label, key))
     labels = [label for label, _ in choices]
     # Two protocols can look alike and still differ, in the tokenizer or the digest of the text.

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
+from store import measurements, runs
 from store.database import Database, migrations, open_database
 from store.tables import Table
 
@@ -26,6 +29,26 @@ def test_every_migration_can_be_taken_back(database: Database) -> None:
         config.attributes["connection"] = connection
         command.downgrade(config, "base")
     assert inspect(database.engine).get_table_names() == ["alembic_version"]
+
+
+def test_numbers_stored_before_devices_were_told_apart_are_told_apart_too(database: Database) -> None:
+    stamp = {"text": "t", "digest": "d", "window": 8, "device": "cpu"}
+    asked = {"digest": "a" * 64, "name": "a", "recipe": "{}", "model": "tiny", "chain": "dense"}
+    run_id = runs.create_run(database, **asked)[0]
+    number = {"metric": "perplexity", "value": 2.0, "protocol": stamp}
+    measurements.save_measurements(database, run_id, measurements=[number])
+    config = migrations()
+
+    def comparable(target: Callable[[Config, str], None], revision: str) -> str:
+        with database.write() as connection:
+            config.attributes["connection"] = connection
+            target(config, revision)
+            return str(connection.execute(text("SELECT comparable FROM protocols")).scalar())
+
+    old = comparable(command.downgrade, "0001")
+    assert old == measurements.protocol_digests({"text": "t", "digest": "d", "window": 8})[1]
+    new = comparable(command.upgrade, "head")
+    assert new == measurements.protocol_digests(stamp)[1] != old
 
 
 @pytest.mark.parametrize(("journal", "mode"), [("wal", "wal"), ("delete", "delete")])

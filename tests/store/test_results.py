@@ -59,6 +59,21 @@ def test_the_same_words_under_another_name_are_comparable_and_other_windows_are_
     assert measurements.protocol_digests({"device": "cpu"})[1] == ""
 
 
+def test_runs_of_different_devices_never_share_a_picture(
+    database: Database, start: Callable[..., str]
+) -> None:
+    on = {device: {**ENGLISH, "device": device} for device in ("cpu", "cuda")}
+    for device, speed in (("cpu", 5.0), ("cuda", 80.0)):
+        run_id = start()
+        save(
+            database, run_id, number("perplexity", 20.0, on[device]),
+            number("speed.decode", speed, {"device": device}),
+        )  # fmt: skip
+    points = results.points(database)
+    assert points["protocol"].nunique() == 2
+    assert sorted(points["speed.decode"]) == [5.0, 80.0]
+
+
 def test_points_follow_every_change(database: Database, start: Callable[..., str]) -> None:
     first, second = start(), start()
     save(database, first, number("perplexity", 20.0, ENGLISH))

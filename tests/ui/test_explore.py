@@ -55,6 +55,17 @@ def test_runs_of_another_protocol_or_model_never_share_a_plot(jobs, points, fill
     assert "wikipedia-en, 8 x 1024 tokens, 10 runs" in labels[0]
 
 
+def test_runs_of_another_device_never_share_a_plot_and_the_choice_names_both(jobs):
+    for seed, device in enumerate(("cpu", "cuda")):
+        stamp = made_up.STAMP | {"device": device}
+        made_up.add_run(jobs.database, made_up.RUNS[1], recipe={"seed": seed}, stamp=stamp)
+    points = results.points(jobs.database)
+    shown = [visible(points, View(scope=scope)) for scope in scopes(points)]
+    assert [len(runs) for runs in shown] == [1, 1]
+    labels = [label for label, _ in scope_choices(jobs.database, points)]
+    assert sorted(label.rsplit(", ", 2)[1] for label in labels) == ["cpu", "cuda"]
+
+
 def test_a_scope_that_is_gone_falls_back_to_the_fullest(points, filled):
     assert len(visible(points, View(scope="gone|away"))) == len(filled)
 
