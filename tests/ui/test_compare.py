@@ -3,7 +3,7 @@
 import pytest
 
 from backend.errors import UserError
-from store import generations
+from store import generations, measurements, results
 from tests.ui import made_up
 from ui.pages import compare
 
@@ -109,3 +109,18 @@ def test_a_group_is_shown_in_its_order_until_all_are_finished(jobs, filled):
     assert over
     assert "word for word the same" in shown
     assert compare.lanes(jobs, "unknown") == ("", True)
+
+
+def test_speeds_of_different_devices_are_not_set_against_each_other(jobs):
+    ids = []
+    for seed, (device, speed) in enumerate((("cpu", 17.0), ("cuda", 1234.0), ("cpu", 19.0))):
+        stamp = made_up.STAMP | {"device": device}
+        ids.append(made_up.add_run(jobs.database, made_up.RUNS[1], recipe={"seed": seed}, stamp=stamp))
+        decode = made_up.number("speed.decode", speed, {"device": device})
+        measurements.save_measurements(jobs.database, ids[-1], measurements=[decode])
+    runs = [results.run(jobs.database, run_id) for run_id in ids]
+    page = compare.numbers(jobs.database, runs)
+    assert "1234" not in page.replace(",", "").replace("\u202f", "")
+    assert "19" in page
+    assert "or device than" in page
+    assert "or device than" not in compare.numbers(jobs.database, [runs[0], runs[2]])

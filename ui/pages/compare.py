@@ -85,13 +85,17 @@ def numbers(database: Database, runs: Sequence[Mapping[str, Any]]) -> str:
     dense_id = dense_of(database, runs[0])
     ids = [run["id"] for run in runs]
     found = results.measurements(database, [*ids, dense_id] if dense_id else ids)
+    # What has no text compares by the device alone, if it was measured on one.
+    found["device"] = [json.loads(stamp).get("device", "") for stamp in found["stamp"]]
     own = found[found["run_id"] == ids[0]]
-    protocols = {*own["comparable"], ""}
+    like_first = found["comparable"].isin({*own["comparable"], ""})
+    like_first &= found["device"].isin({*own["device"], ""})
+    found, foreign = found[like_first], found[~like_first & found["run_id"].isin(ids)]
     columns = ([dense_id] if dense_id else []) + ids
     head = ["", *(["dense"] if dense_id else []), *(run["chain"] for run in runs)]
     lines = []
     for metric, title in TITLES.items():
-        cells = _cells(found, metric, columns, protocols)
+        cells = _cells(found, metric, columns)
         if all(value is None for value, _ in cells.values()):
             continue
         line = [escape(title)]
@@ -111,15 +115,14 @@ def numbers(database: Database, runs: Sequence[Mapping[str, Any]]) -> str:
         lines.append(line)
     if not lines:
         return ""
-    foreign = found[(found["run_id"].isin(ids)) & ~found["comparable"].isin(protocols)]
     note = ""
     if len(foreign):
-        note = '<p class="note">A dash: measured on another text or other windows than the first run.</p>'
+        note = '<p class="note">A dash: measured on another text, windows or device than the first run.</p>'
     return card(f"<h3>Measured</h3>{table(head, lines)}{note}", "numbers")
 
 
-def _cells(found: pd.DataFrame, metric: str, columns: Sequence[str], protocols: set[str]) -> dict[str, Cell]:
-    rows = found[(found["metric"] == metric) & found["comparable"].isin(protocols)]
+def _cells(found: pd.DataFrame, metric: str, columns: Sequence[str]) -> dict[str, Cell]:
+    rows = found[found["metric"] == metric]
     cells: dict[str, Cell] = dict.fromkeys(columns, (None, None))
     for row in rows.to_dict("records"):
         if is_number(row["value"]):
