@@ -200,6 +200,7 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
         ),
         ("table", lambda p: f"codes into {p['table']} + a scale for each {p['group_size']} weights"),
         ("outliers", lambda p: f"{p['outliers']:g} of the weights at {value_bits} + 16 bits"),
+        ("ratio", lambda p: f"two factors of {p['ratio']:g} of the weight's {value_bits} bits"),
         ("rank", lambda p: f"{value_bits} bits x {p['rank']} x (out + in) per linear"),
     ]
     for stage in recipe.stages:

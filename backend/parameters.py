@@ -32,3 +32,6 @@ Damping = Annotated[
     float, Field(ge=0.0, le=1.0, description="Share of the mean diagonal added to the Hessian")
 ]
 ActOrder = Annotated[bool, Field(description="Quantize the inputs with the largest Hessian diagonal first")]
+KeptRatio = Annotated[
+    float, Field(gt=0.0, le=1.0, description="Share of the weight's own size that the factors may take")
+]

@@ -308,7 +308,8 @@ class CompressedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.dtype = dtype
         self.factors = tuple(part for part in parts if isinstance(part, LowRank) and part.left.numel())
-        weight = None if packed else self.decode()
+        self.only_factors = all(isinstance(part, LowRank) for part in parts)
+        weight = None if packed or self.only_factors else self.decode()
         self.weight: Tensor | None
         self.register_buffer("weight", weight, persistent=False)
 
@@ -317,8 +318,10 @@ class CompressedLinear(nn.Module):
         return combined(tuple(part for part in self.parts if not isinstance(part, LowRank))).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.decode() if self.weight is None else self.weight
-        y = functional.linear(x, weight, self.bias)
+        if self.only_factors:
+            y = x.new_zeros(self.out_features) if self.bias is None else self.bias
+        else:
+            y = functional.linear(x, self.decode() if self.weight is None else self.weight, self.bias)
         for factor in self.factors:
             y = y + functional.linear(functional.linear(x, factor.right), factor.left)
         return y

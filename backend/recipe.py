@@ -236,6 +236,16 @@ def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
                 f"{where}: {found.kind} cannot follow {later[0].kind} ({later[0].id}); "
                 "allowed order: prune, then quantize, then compensate"
             )
+        if found.kind == "factorize" and seen:
+            raise UserError(
+                f"{where}: factors replace the whole weight, so what {seen[-1].id} made of it would be lost; "
+                "allowed: factorize as the first stage of a layer"
+            )
+        if found.kind == "quantize" and any(other.kind == "factorize" for other in seen):
+            raise UserError(
+                f"{where}: the layer consists of two factors, which are not quantized; allowed: a compensate "
+                "stage after a factorize stage (use `only` to give layers different ones)"
+            )
         if found.kind == "quantize" and any(other.kind == "quantize" for other in seen):
             raise UserError(
                 f"{where}: the weights are already on a grid; allowed: one quantize stage per layer "

@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -103,6 +104,10 @@ def metric(fn: Callable[..., Any]) -> Callable[..., Any]:
 def discover() -> Registry:
     """Import every file below backend/methods and backend/metrics; raise on anything odd."""
     methods: dict[str, Method] = {}
+    root = Path(backend.methods.__path__[0])
+    for folder in sorted({file.parent for file in root.glob("*/*.py")}):
+        if not (folder / "__init__.py").exists():
+            raise RuntimeError(f"{folder} has no __init__.py, so its methods would not be found")
     for kind in _modules(backend.methods):
         kind_name = kind.__name__.rsplit(".", 1)[1]
         if kind_name not in get_args(Kind):

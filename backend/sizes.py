@@ -1,6 +1,6 @@
 """Bytes of a linear's stored tensors, counted from shapes and parameters before anything is made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,3 +39,15 @@ def float_zero_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
     """The same with zero points of 16 bits."""
     groups = matrix.groups(params["group_size"])
     return whole_bytes(matrix.kept * params["bits"]) + 2 * groups * SCALE_BITS // 8
+
+
+def factor_rank(shape: Sequence[int], ratio: float) -> int:
+    """The rank of two factors that take `ratio` of the size of a linear [rows, inputs]."""
+    rows, inputs = shape
+    return max(1, min(int(ratio * rows * inputs / (rows + inputs)), rows, inputs))
+
+
+def factor_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
+    """Two factors of the rank that the ratio pays for."""
+    rank = factor_rank((matrix.rows, matrix.inputs), params["ratio"])
+    return rank * (matrix.rows + matrix.inputs) * matrix.value_bits // 8

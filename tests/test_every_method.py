@@ -211,3 +211,11 @@ def test_codes_use_the_whole_grid():
     layer, _ = random_layer()
     (part,) = rtn(layer, bits=3, group_size=64)
     assert set(unpack(part.codes, 3, 48 * 128).tolist()) == set(range(8))
+
+
+def test_a_folder_of_methods_that_would_not_be_found_is_said(monkeypatch, tmp_path):
+    (tmp_path / "prune").mkdir()
+    (tmp_path / "prune" / "forgotten.py").write_text('"""A method."""\n')
+    monkeypatch.setattr("backend.methods.__path__", [str(tmp_path)])
+    with pytest.raises(RuntimeError, match=r"prune has no __init__\.py"):
+        discover.__wrapped__()

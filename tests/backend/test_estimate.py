@@ -49,6 +49,8 @@ CHAINS = [
     [stage("quantize.codebook", table="-1, 0, 0.5", group_size=16, double=True)],
     [stage("quantize.quantease", bits=2, group_size=-1, sweeps=2, outliers=0.05)],
     [stage("quantize.hqq", bits=2, group_size=16), stage("compensate.lqer", rank=3)],
+    [stage("factorize.svd", ratio=0.6), stage("compensate.eora", rank=2)],
+    [stage("factorize.svdllm", ratio=0.3)],
     [
         stage("prune.sparsegpt", pattern="2:4"),
         stage("quantize.rtn", bits=4, group_size=16, only="*.mlp.*"),

@@ -61,6 +61,11 @@ MALFORMED = [
     (recipe(stage(RTN), stage(EORA, rank=-1)), ["stage 2", "rank is -1", "from 0"]),
     (recipe(stage(RTN), stage(GPTQ)), ["stage 2, quantize.gptq", "already on a grid", "one quantize stage"]),
     (recipe(stage(RTN), stage(RTN)), ["stage 2, quantize.rtn", "already on a grid"]),
+    (
+        recipe(stage("prune.wanda"), stage("factorize.svd")),
+        ["stage 2, factorize.svd", "prune.wanda", "first stage of a layer"],
+    ),
+    (recipe(stage("factorize.svd"), stage(RTN)), ["stage 2, quantize.rtn", "two factors", "compensate"]),
     (recipe(stage(RTN), stage(WANDA)), ["stage 2, prune.wanda", "cannot follow", "prune, then quantize"]),
     (recipe(stage(RTN), stage(EORA), stage(GPTQ)), ["stage 3", "cannot follow compensate"]),
     (recipe({**stage(RTN), "when": "later"}), ["stage 1", "unknown field when", "method, params, only"]),
