@@ -89,6 +89,10 @@ def _progress(standing: Standing) -> str:
 
 def _said(standing: Standing) -> str:
     said, (better, worse) = standing.verdict, standing.sides
+    if standing.apart:
+        return (
+            "<p>Both ran, but under different protocols (another device, say), so they are not compared.</p>"
+        )
     if said.word == "not tested":
         return ""
     if said.word == "broken":

@@ -1,7 +1,7 @@
 """Where the papers' claims stand on one model, as the store knows it: which runs there are, what they say."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -35,6 +35,7 @@ class Side:
     outcome: Outcome | None = None
     value: float | None = None
     stderr: float | None = None
+    comparable: str = ""
 
     @property
     def status(self) -> str:
@@ -57,6 +58,13 @@ class Standing:
     def sides(self) -> tuple[Side, Side]:
         """Better, then worse."""
         return self.better, self.worse
+
+    @property
+    def apart(self) -> bool:
+        """Whether both ran but not under one protocol: on different devices, say."""
+        return (
+            bool(self.better.outcome and self.worse.outcome) and len({s.comparable for s in self.sides}) > 1
+        )
 
     @property
     def wanted(self) -> list[Recipe]:
@@ -92,8 +100,11 @@ def standings(database: Database, host: Host, model: str, text: str, effort: str
     found = []
     for method, claim, pair in pairs:
         better, worse = (_measured(side, claim.metric, runs, numbers, series[claim.metric]) for side in pair)
-        said = verdict(better.outcome, worse.outcome, claim.more_bytes)
-        found.append(Standing(method, claim, better, worse, said))
+        standing = Standing(method, claim, better, worse, Verdict("not tested"))
+        if not standing.apart:
+            said = verdict(better.outcome, worse.outcome, claim.more_bytes)
+            standing = replace(standing, verdict=said)
+        found.append(standing)
     return found
 
 
@@ -104,14 +115,15 @@ def _measured(
     if run is None:
         return side
     own = numbers[numbers["run_id"] == side.run_id].drop_duplicates("metric", keep="last").set_index("metric")
-    windows = series.loc[series["run_id"] == side.run_id, "values"]
+    windows = series[series["run_id"] == side.run_id]
     outcome = None
     if run["status"] == "done" and "size.packed" in own.index:
-        measured = tuple(windows.iloc[-1].tolist()) if len(windows) else ()
+        measured = tuple(windows["values"].iloc[-1].tolist()) if len(windows) else ()
         if measured or run["broken"]:
             outcome = Outcome(measured, int(own.loc["size.packed", "value"]), run["broken"])
     value, stderr = own.loc[metric, ["value", "stderr"]] if metric in own.index else (None, None)
-    return Side(side.recipe, side.run_id, run, outcome, value, stderr)
+    comparable = str(windows["comparable"].iloc[-1]) if len(windows) else ""
+    return Side(side.recipe, side.run_id, run, outcome, value, stderr, comparable)
 
 
 def _records(frame: pd.DataFrame) -> Sequence[Run]:

@@ -39,10 +39,10 @@ def begin(jobs, side):
     return ticket
 
 
-def finish(jobs, side, windows, packed=100e6, perplexity=20.0, broken=None):
+def finish(jobs, side, windows, packed=100e6, perplexity=20.0, broken=None, device="cpu"):
     """Put the side's run into the store as a worker leaves it."""
     ticket = begin(jobs, side)
-    database, stamp = jobs.database, made_up.STAMP
+    database, stamp = jobs.database, made_up.STAMP | {"device": device}
     measurements.save_compression(
         database, side.run_id, artifact=f"{side.run_id}.safetensors", layers=[], seconds={}, report={}
     )
@@ -135,6 +135,14 @@ def test_a_collapsed_run_is_named_with_its_cause(jobs, stand):
     markup = claim_card(stand()[WANDA])
     assert state(stand()[WANDA]) == "broken"
     assert f"{worse.recipe.chain()}: the loss is NaN." in markup
+
+
+def test_runs_of_different_devices_are_not_compared(jobs, stand):
+    better, worse = stand()[WANDA].sides
+    finish(jobs, better, [2.0, 3.0], device="cuda")
+    finish(jobs, worse, [3.0, 4.0])
+    assert state(stand()[WANDA]) == "not tested"
+    assert "under different protocols" in claim_card(stand()[WANDA])
 
 
 def test_a_run_under_way_shows_how_far_it_is_and_a_failed_one_why(jobs, wide, stand):

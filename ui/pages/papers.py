@@ -91,10 +91,10 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             known_texts, value=Calibration().text, label="Text", allow_custom_value=True,
             info="Calibration and evaluation; or file:PATH", scale=4, min_width=260, elem_id="claims-text",
         )  # fmt: skip
-        efforts = [(_effort(*sections, name), name) for name, sections in EFFORTS.items()]
+        efforts = [(_effort(name, sections[1]), name) for name, sections in EFFORTS.items()]
         effort = gr.Dropdown(
-            efforts, value="quick", label="Effort", info="More windows, less noise", scale=3, min_width=260,
-            elem_id="claims-effort",
+            efforts, value="quick", label="Effort", scale=3, min_width=260, elem_id="claims-effort",
+            info="More windows, less noise; the full one also calibrates on more text",
         )  # fmt: skip
     shown = panel("claims")
     here = address("address")
@@ -154,11 +154,8 @@ def _settled(values: Sequence[Any]) -> tuple[str, str, str]:
     return model or EMBEDDED_MODEL, text or Calibration().text, effort if effort in EFFORTS else "quick"
 
 
-def _effort(calibration: Mapping[str, Any], evaluation: Mapping[str, Any], name: str) -> str:
-    return (
-        f"{name.capitalize()}: {evaluation['windows']} windows of {evaluation['length']} tokens, "
-        f"calibrated on {calibration['samples']} x {calibration['length']}"
-    )
+def _effort(name: str, evaluation: Mapping[str, Any]) -> str:
+    return f"{name.capitalize()}: {evaluation['windows']} windows of {evaluation['length']} tokens"
 
 
 _LEAD = (
