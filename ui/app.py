@@ -9,7 +9,7 @@ import gradio as gr
 from backend.host import Host
 from backend.jobs import Jobs
 from store import results
-from ui.pages import about, compare, compress, explore, papers, queue
+from ui.pages import about, compare, compress, explore, layers, papers, queue
 from ui.theme import CSS, theme
 
 # (name, path, what builds it); the first page is the front door.
@@ -18,6 +18,7 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
     ("Compress", "compress", compress.build),
     ("Queue", "queue", queue.build),
     ("Compare", "compare", compare.build),
+    ("Layers", "layers", layers.build),
     ("Papers", "papers", papers.build),
     ("About", "about", about.build),
 )

@@ -268,6 +268,78 @@ def _layout(x: Axis, y: Axis, log_x: bool, log_y: bool, dense: pd.DataFrame, rev
     return layout
 
 
+# Lightness alone tells the order, so that no kind of colour blindness and no page hides it.
+_SEQUENTIAL = [[step / 4, f"var(--heat-{step})"] for step in range(5)]
+# Blue below zero, orange above: apart for every common kind of colour blindness.
+_DIVERGING = [[step / 4, f"var(--apart-{step})"] for step in range(5)]
+
+
+def heat_map(
+    cells: pd.DataFrame, column: str, title: str, hovers: Mapping[str, str], signed: bool, chosen: str = ""
+) -> Figure:
+    """One number of every linear by projection and block; `signed` puts zero in the middle of the colours.
+
+    `cells` are rows by layer name with block, projection and `column`; `hovers` the text of each layer.
+    """
+    projections = list(dict.fromkeys(cells["projection"]))
+    blocks = list(range(int(cells["block"].max()) + 1))
+    values: list[list[float | None]] = [[None] * len(blocks) for _ in projections]
+    told: list[list[list[str]]] = [[["", ""] for _ in blocks] for _ in projections]
+    frame: list[Figure] = []
+    rows = zip(cells.index, cells["projection"], cells["block"], cells[column].astype(float), strict=True)
+    for name, projection, block, value in rows:
+        y, x = projections.index(projection), int(block)
+        values[y][x] = float(f"{value:.6g}") if np.isfinite(value) else None
+        told[y][x] = [name, hovers[name]]
+        if name == chosen:
+            frame.append(
+                {
+                    "type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5,
+                    "line": {"color": "var(--ink)", "width": 2.5},
+                }
+            )  # fmt: skip
+    most = max((abs(value) for row in values for value in row if value is not None), default=0.0) or 1.0
+    short = [escape(projection.split(".")[-1]) for projection in projections]
+    labels = short if len(set(short)) == len(short) else list(map(escape, projections))
+    axis = {
+        "showgrid": False, "zeroline": False, "tickfont": {"color": "var(--ink-2)"}, "fixedrange": True,
+        "ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)", "automargin": True,
+    }  # fmt: skip
+    numbers = {"tickformat": ".0%"} if column == "sparsity" else {"exponentformat": "SI"}
+    return {
+        "data": [
+            {
+                "type": "heatmap", "z": values, "x": blocks, "y": list(range(len(projections))),
+                "customdata": told, "hovertemplate": "%{customdata[1]}<extra></extra>",
+                "hoverongaps": False, "xgap": 1, "ygap": 1, "zmin": -most if signed else 0.0, "zmax": most,
+                "colorscale": _DIVERGING if signed else _SEQUENTIAL,
+                "colorbar": {
+                    "orientation": "h", "thickness": 10, "len": 0.55, "x": 0, "xanchor": "left", "y": 1.02,
+                    "yanchor": "bottom", "outlinewidth": 0, "nticks": 6, **numbers,
+                    "tickfont": {"size": 11, "color": "var(--ink-2)"},
+                    "title": {"text": title, "side": "top", "font": {"size": 12}},
+                },
+            }
+        ],
+        "layout": {
+            "autosize": True, "uirevision": "layers", "hovermode": "closest", "dragmode": False,
+            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 84, "r": 10, "t": 8, "b": 44},
+            "font": {"size": 12, "color": "var(--ink)", "family": "var(--font)"},
+            "xaxis": axis | {"tickprefix": "block ", "showtickprefix": "first"},
+            "yaxis": axis | {
+                "title": {"text": ""}, "autorange": "reversed", "tickmode": "array",
+                "tickvals": list(range(len(projections))), "ticktext": labels,
+            },
+            "shapes": frame,
+            "hoverlabel": {
+                "bgcolor": "var(--plot-hover)", "bordercolor": "var(--rule-2)", "align": "left",
+                "font": {"size": 12, "color": "var(--ink)"},
+            },
+        },
+    }  # fmt: skip
+
+
 # Whole numbers beside every tick: by itself the plot labels those between decades by their first digit alone.
 _LOG_TICKS = [float(f"{digit}e{power}") for power in range(-6, 8) for digit in (1, 2, 3, 5, 7)]
 

@@ -6,7 +6,7 @@ function resolved(value, style) {
     const name = value.match(/^var\((--[a-z0-9-]+)\)$/);
     return name ? (style.getPropertyValue(name[1]).trim() || undefined) : value;
   }
-  if (Array.isArray(value)) return value.length && typeof value[0] === 'number' ? value : value.map(v => resolved(v, style));
+  if (Array.isArray(value)) return value.length && value.every(v => typeof v === 'number') ? value : value.map(v => resolved(v, style));
   if (value && typeof value === 'object')
     return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, k === 'customdata' ? v : resolved(v, style)]));
   return value;

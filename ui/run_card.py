@@ -11,6 +11,7 @@ import pandas as pd
 from store import results
 from store.database import Database
 from ui import charts
+from ui.layer_map import ERRORS, final
 from ui.panel import badge, button, code, link, table, top
 from ui.quantities import TITLES, age, difference, duration, significant, with_error
 
@@ -30,7 +31,7 @@ def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
     found = results.measurements(database, [run_id, dense_id] if dense_id else [run_id])
     return (
         f'<div class="panel" id="run-card">{_heading(run)}{_numbers(found, run_id, dense_id, protocol)}'
-        f"{_seconds(run)}{_layers(results.layers(database, run_id))}{_reproduce(run)}</div>"
+        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(run)}</div>"
     )
 
 
@@ -45,6 +46,8 @@ def status_badge(run: Mapping[str, Any]) -> str:
 def _heading(run: Mapping[str, Any]) -> str:
     evaluation = run["recipe"].get("evaluation", {})
     actions = [link("Compare", f"compare?{urlencode({'runs': run['id']})}")] if run["artifact"] else []
+    if run["artifact"] and run["recipe"].get("stages"):
+        actions.append(link("Layers", f"layers?{urlencode({'run': run['id']})}"))
     actions.append(link("Change and queue again", f"compress?{urlencode({'from': run['id']})}"))
     if run["status"] != "done":
         actions.append(link("Open in the queue", f"queue?{urlencode({'run': run['id']})}"))
@@ -103,19 +106,23 @@ def _seconds(run: Mapping[str, Any]) -> str:
     return f'<h4>Time</h4><p>{total} <span class="note">({told})</span></p>'
 
 
-def _layers(layers: pd.DataFrame) -> str:
+def _layers(layers: pd.DataFrame, run: Mapping[str, Any]) -> str:
     if layers.empty or layers["error"].isna().all():
         return ""
-    last = layers.sort_values("stage").drop_duplicates("layer", keep="last")
+    last = final(layers, run["recipe"])
     worst = last.sort_values("error", ascending=False).head(5)
     lines = [
         (f'<span class="mono">{escape(layer)}</span>', significant(error, 3), significant(bits, 3))
         for layer, error, bits in zip(worst["layer"], worst["error"], worst["bits"], strict=True)
     ]
     middle = significant(float(last["error"].median()), 3)
+    kinds = [ERRORS[kind] for kind in dict.fromkeys(last["seen"]) if kind in ERRORS]
+    meaning = (
+        f"Error of a layer: {kinds[0]}; median" if len(kinds) == 1 else "Errors of several kinds; median"
+    )
     return (
-        f"<h4>Worst layers</h4>{table(('of ' + str(len(last)), 'output error', 'bits/weight'), lines)}"
-        f'<p class="note">Relative error of a layer\'s outputs on the calibration text; median {middle}.</p>'
+        f"<h4>Worst layers</h4>{table(('of ' + str(len(last)), 'error', 'bits/weight'), lines)}"
+        f'<p class="note">{meaning} {middle}.</p>'
     )
 
 

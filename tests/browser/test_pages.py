@@ -209,6 +209,21 @@ def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, se
         page.locator("#download-csv").click()
     assert Path(caught.value.path()).read_text().count("\n") == 4
 
+    # What became of each linear: a cell of the map opens its numbers, two runs their difference.
+    page.goto(served.address)
+    page.locator("#runs tbody tr").filter(has_text="rtn 3-bit").click()
+    card.get_by_role("link", name="Layers").click()
+    heat = page.locator("#heat .plot")
+    expect(heat.locator(".hm")).to_be_visible()
+    heat.locator(".nsewdrag").click(position={"x": 40, "y": 12})
+    expect(page.locator("#layer-card")).to_contain_text("model.layers.0.self_attn.q_proj")
+    assert "layer=model.layers.0.self_attn.q_proj" in page.url
+    page.get_by_label("Run, or two").click()
+    page.get_by_role("option", name="rtn 4-bit").click()
+    expect(page.locator("#layers-heading")).to_contain_text("minus rtn 3-bit")
+    page.reload()
+    expect(page.locator("#layer-card")).to_contain_text("difference")
+
     # Answers stand side by side with the dense model's, and where they part is marked.
     page.goto(served.address)
     page.locator("#runs tbody tr").filter(has_text="rtn 3-bit").click()
@@ -247,8 +262,8 @@ def test_every_page_fits_its_window_in_light_and_dark(page, served, scheme, widt
     page.set_viewport_size({"width": width, "height": 800})
     for path, landmark in (
         ("", "#card .panel"), ("compress", "#estimate-card"), ("queue", "#queue .panel"),
-        ("compare", "#how-to-compare"), ("papers", "#claims .panel, #claims .banner"),
-        ("about", "#methods-table"),
+        ("compare", "#how-to-compare"), ("layers", "#how-to-layers"),
+        ("papers", "#claims .panel, #claims .banner"), ("about", "#methods-table"),
     ):  # fmt: skip
         page.goto(f"{served.address}/{path}")
         expect(page.locator(landmark).first).to_be_visible()

@@ -96,7 +96,7 @@ def add_run(database: Database, row: tuple[Any, ...], status: str = "done", **as
         {
             "layer": f"model.layers.{block}.self_attn.{projection}", "stage": 1, "block": block,
             "projection": projection, "method": stages[0]["method"], "error": 0.02 + 0.003 * block,
-            "bits": 3.5, "bytes": 145_000,
+            "bits": 3.5, "bytes": 145_000, "sparsity": 0.0, "rank": 0,
         }
         for block in range(6) for projection in ("q_proj", "o_proj")
     ] if stages else []  # fmt: skip
