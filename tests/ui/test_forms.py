@@ -29,6 +29,7 @@ def test_every_choice_and_every_bound_survives_the_form(method):
         values = {
             "choice": list(parameter.choices), "switch": [True, False],
             "integer": [parameter.low, parameter.high], "number": [parameter.low, 0.25],
+            "text": [parameter.default, "-1, 0.5"],
         }[parameter.kind]  # fmt: skip
         for value in (value for value in values if value is not None):
             assert forms.read(parameter, forms.shown(parameter, value)) == value
