@@ -62,9 +62,8 @@ class Standing:
     @property
     def apart(self) -> bool:
         """Whether both ran but not under one protocol: on different devices, say."""
-        return (
-            bool(self.better.outcome and self.worse.outcome) and len({s.comparable for s in self.sides}) > 1
-        )
+        # One that broke before its windows were scored was measured under none.
+        return len({side.comparable for side in self.sides if side.comparable}) > 1
 
     @property
     def wanted(self) -> list[Recipe]:
