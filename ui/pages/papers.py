@@ -26,12 +26,17 @@ _ALL = "all"
 _STATES = (
     "holds", "within noise", "does not hold", "broken", "failed", "running", "queued", "not tested",
 )  # fmt: skip
+_PLURAL = {"holds": "hold", "does not hold": "do not hold"}
 
 
 def summary(found: Sequence[Standing]) -> str:
     """How many claims stand how, and the button that queues all that are left."""
     counted = Counter(map(state, found))
-    told = ", ".join(f"<b>{counted[word]}</b> {word}" for word in _STATES if counted[word])
+    told = ", ".join(
+        f"<b>{counted[word]}</b> {_PLURAL.get(word, word) if counted[word] > 1 else word}"
+        for word in _STATES
+        if counted[word]
+    )
     wanted = {recipe.to_json() for standing in found for recipe in standing.wanted}
     runs = f"{len(wanted)} run{'' if len(wanted) == 1 else 's'}"
     rest = button(f"Test all that are left ({runs})", "test", _ALL) if wanted else ""
@@ -94,7 +99,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         efforts = [(_effort(name, sections[1]), name) for name, sections in EFFORTS.items()]
         effort = gr.Dropdown(
             efforts, value="quick", label="Effort", scale=3, min_width=260, elem_id="claims-effort",
-            info="More windows, less noise; the full one also calibrates on more text",
+            info="More windows and calibration, less noise",
         )  # fmt: skip
     shown = panel("claims")
     here = address("address")
