@@ -292,12 +292,14 @@ def heat_map(
         values[y][x] = float(f"{value:.6g}") if np.isfinite(value) else None
         told[y][x] = [name, hovers[name]]
         if name == chosen:
-            frame.append(
+            # Ink on paper: seen on the lightest cell and on the darkest.
+            frame += [
                 {
                     "type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5,
-                    "line": {"color": "var(--ink)", "width": 2.5},
+                    "line": {"color": f"var(--{colour})", "width": width},
                 }
-            )  # fmt: skip
+                for colour, width in (("paper", 6), ("ink", 2.5))
+            ]  # fmt: skip
     most = max((abs(value) for row in values for value in row if value is not None), default=0.0) or 1.0
     short = [escape(projection.split(".")[-1]) for projection in projections]
     labels = short if len(set(short)) == len(short) else list(map(escape, projections))
