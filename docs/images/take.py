@@ -61,8 +61,30 @@ def compare(page: Page, address: str, runs: list[str]) -> None:
     page.screenshot(path=FOLDER / "compare.png")
 
 
+def layers(page: Page, address: str) -> None:
+    """The map of a compensated run, which went through several stages, with a cell chosen."""
+    page.goto(f"{address}/?find=eora&order=perplexity")
+    page.locator("#runs tbody tr").filter(has_text="eora").first.click()
+    page.locator("#run-card").get_by_role("link", name="Layers").click()
+    page.locator("#layer tr[data-run]").first.click()
+    expect(page.locator("#layer-card td").first).to_be_visible()
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=FOLDER / "layers.png")
+
+
+def papers(page: Page, address: str) -> None:
+    """The claims, those with a verdict wherever there are runs."""
+    page.goto(f"{address}/papers")
+    expect(page.locator("#claims .claim").first).to_be_visible()
+    page.set_viewport_size({"width": 1440, "height": 1240})
+    page.wait_for_timeout(1000)
+    page.screenshot(path=FOLDER / "papers.png")
+    page.set_viewport_size({"width": 1440, "height": 900})
+
+
 def main() -> None:
-    """Take all four."""
+    """Take all of them."""
     address = (sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:7860").rstrip("/")
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -72,6 +94,8 @@ def main() -> None:
         queue(page, address)
         runs = explore(page, address)
         compress(page, address)
+        layers(page, address)
+        papers(page, address)
         compare(page, address, runs)
         browser.close()
 
