@@ -32,7 +32,8 @@ _FIRST_RATES = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes are counted exactly as the artifact will store them; seconds and peak memory are predictions.
+    """Bytes are counted exactly as the artifact will store them, unless a plan decides each linear's share:
+    then they are those of its mean. Seconds and peak memory are predictions.
 
     seconds_error   median relative error of such predictions for the past runs on this machine, or None
     """
@@ -85,13 +86,20 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
     count = kept = rows * inputs
     pruned = quantized = False
     grid = factors = 0
+    planned: dict[str, Any] = {}
     for stage in recipe.stages:
         if not stage.covers(name):
             continue
-        params = stage.params
+        if plans := discover().methods[stage.method].plans:
+            # What a plan gives this linear is not known yet: the mean it aims at stands for it.
+            planned[plans] = stage.params[plans]
+            continue
+        params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if "sparsity" in params:
             pruned = True
-            kept = min(kept, count // 2 if params["pattern"] != "free" else _kept(stage, rows, inputs))
+            kept = min(
+                kept, count // 2 if params["pattern"] != "free" else _kept(stage.method, params, rows, inputs)
+            )
         if stored := discover().methods[stage.method].stored:
             quantized = True
             grid = stored(Matrix(rows, inputs, kept, value_bits), params)
@@ -101,13 +109,13 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
     return (grid if quantized else kept * value_bits // 8) + mask + factors
 
 
-def _kept(stage: Stage, rows: int, inputs: int) -> int:
+def _kept(method: str, params: Mapping[str, Any], rows: int, inputs: int) -> int:
     # Wanda and DSnoT count per row, magnitude per matrix (or row), SparseGPT per block of 128 columns.
-    share = stage.params["sparsity"]
-    if stage.method == "prune.sparsegpt":
+    share = params["sparsity"]
+    if method == "prune.sparsegpt":
         blocks = [min(128, inputs - start) * rows for start in range(0, inputs, 128)]
         return sum(block - int(block * share) for block in blocks)
-    if stage.method in ("prune.wanda", "prune.dsnot") or stage.params.get("scope") == "row":
+    if method in ("prune.wanda", "prune.dsnot") or params.get("scope") == "row":
         return rows * (inputs - int(inputs * share))
     return rows * inputs - int(rows * inputs * share)
 
@@ -204,9 +212,13 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
         ("rank", lambda p: f"{value_bits} bits x {p['rank']} x (out + in) per linear"),
     ]
     for stage in recipe.stages:
+        if discover().methods[stage.method].plans:
+            continue
         terms += [word(stage.params) for name, word in words if name in stage.params]
     if len(terms) > 1 and "kept" in terms[0] and any("per weight" in term for term in terms[1:]):
         terms[0] = "1 bit mask, codes of kept weights only"
+    if any(discover().methods[stage.method].plans for stage in recipe.stages):
+        terms.append("a plan spreads this over the linears, so the bytes are those of its mean")
     body = "; ".join(terms) or f"{value_bits} bits per weight"
     return f"Linears: {body}. Embeddings, norms and biases stay as they are."
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class _Walk:
             self.progress(Update(stage.method, 0, 1))
             work = Work(
                 self.model, self.tokenizer, self.family, self.tokens, self.plan,
-                self._rng(str(number)), {},
+                self._rng(str(number)), {}, partial(self._survey, stage.method),
             )  # fmt: skip
             method.fn(work, **method.params.model_validate(stage.params).model_dump())
             self.progress(Update(stage.method, 1, 1))
@@ -183,7 +184,7 @@ class _Walk:
                 splits = [[group] for group in groups] if self._splits(needs) else [groups]
                 for split in splits:
                     inside = finished if self._splits(needs) else before
-                    statistics = self._statistics(block, split, needs, feeds, inside)
+                    statistics = self._statistics(block, split, needs, feeds, inside, dense_order)
                     for group in split:
                         for name in group:
                             self.progress(Update("compress", block, count, name))
@@ -199,6 +200,28 @@ class _Walk:
                     feeds.advance(block)
         self.progress(Update("compress", count, count))
         self.report.layers += [row for block in range(count) for row in self.checkpoints.rows(label, block)]
+
+    def _survey(self, told: str, need: Need) -> Iterator[Layer]:
+        """Every linear as it is now with the statistics of its inputs, block by block; nothing is changed."""
+        needs = dict.fromkeys(self.layout.layers, need)
+        count = self.layout.blocks
+        untouched = self.latest is None
+        cached = untouched and self._cached_all(count, needs)
+        feed = None if need == "nothing" or cached else Feed(self.opened, self.tokens, self.progress)
+        for block in range(count):
+            self.progress(Update(told, block, count, f"block {block + 1} of {count}"))
+            parts = self.parts(block)
+            groups = self.family.group_names(block)
+            found = self._statistics(block, groups, needs, feed, parts, untouched)
+            for group in groups:
+                for name in group:
+                    weight, dtype = self._weight(name)
+                    yield Layer(
+                        name, weight, parts.get(name, ()), found[group[0]], self._rng(f"{name}|{told}"), dtype
+                    )
+            if feed and block + 1 < count:
+                with self.report.timed("outputs"), self._swapped(parts):
+                    feed.advance(block)
 
     def parts(self, block: int) -> dict[str, tuple[Part, ...]]:
         """What the walks so far made of a block's linears."""
@@ -225,20 +248,23 @@ class _Walk:
         statistics: Statistics,
         methods: Mapping[str, Method],
     ) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
-        module: Any = self.model.get_submodule(name)
-        stored: Tensor = module.weight.detach()
-        weight = (stored.T if self.family.transposed else stored).float()
+        weight, dtype = self._weight(name)
         block, projection = self.family.place(name)
         rows = []
         for number, stage in stages:
             start = time.perf_counter()
             method = methods[stage.method]
-            params = method.params.model_validate({**stage.params, **self.plan.get(name, {})}).model_dump()
+            planned = {
+                key: value
+                for key, value in self.plan.get(name, {}).items()
+                if key in method.params.model_fields
+            }
+            params = method.params.model_validate({**stage.params, **planned}).model_dump()
             rng = self._rng(f"{name}|{number}")
-            layer = Layer(name, weight, parts, statistics, rng, stored.dtype)
+            layer = Layer(name, weight, parts, statistics, rng, dtype)
             with self.report.timed(f"stage {number}, {stage.method}"):
                 parts = tuple(method.fn(layer, **params))
-            made = Layer(name, weight, parts, statistics, rng, stored.dtype)
+            made = Layer(name, weight, parts, statistics, rng, dtype)
             now, kept = made.now, made.kept
             if not bool(torch.isfinite(now).all()):
                 raise RuntimeError(
@@ -264,6 +290,12 @@ class _Walk:
             )
         return parts, rows
 
+    def _weight(self, name: str) -> tuple[Tensor, torch.dtype]:
+        """A linear's weight [out, in] in float32, and the type that the model stores it in."""
+        module: Any = self.model.get_submodule(name)
+        stored: Tensor = module.weight.detach()
+        return (stored.T if self.family.transposed else stored).float(), stored.dtype
+
     def _statistics(
         self,
         block: int,
@@ -271,16 +303,16 @@ class _Walk:
         needs: Mapping[str, Need],
         feeds: Feed | None,
         inside: Mapping[str, tuple[Part, ...]],
+        dense_order: bool,
     ) -> dict[str, Statistics]:
         wanted = [group for group in groups if any(needs[name] != "nothing" for name in group)]
         if not wanted:
             return {group[0]: Statistics() for group in groups}
-        cache = self._cache_file(block, needs) if self.recipe.calibration.order == "dense" else None
+        cache = self._cache_file(block, needs) if dense_order else None
         if cache is not None and is_whole(cache):
             return read_statistics(cache, groups, self.opened.device)
         assert feeds is not None
         with self.report.timed("statistics"):
-            dense_order = self.recipe.calibration.order == "dense"
             with (
                 self._swapped({} if dense_order else inside),
                 Gatherer(self.model, groups, needs) as gatherer,

@@ -218,8 +218,30 @@ def _check_metrics(evaluation: Evaluation) -> None:
 
 
 def _check_order(stages: tuple[Stage, ...]) -> None:
+    _check_plans(stages)
     if all(stage.only is None for stage in stages):
         _check_chain(list(enumerate(stages, start=1)), "")
+
+
+def _check_plans(stages: tuple[Stage, ...]) -> None:
+    methods = discover().methods
+    for number, stage in enumerate(stages, start=1):
+        planned = methods[stage.method].plans
+        later = [other for other in stages[number:] if planned in methods[other.method].params.model_fields]
+        where = f"stage {number}, {stage.method}"
+        if planned and not later:
+            takers = [name for name, found in methods.items() if planned in found.params.model_fields]
+            takers = [name for name in takers if not methods[name].plans]
+            raise UserError(
+                f"{where}: no later stage takes the {planned} that it plans; "
+                f"allowed: {', '.join(takers)} after it"
+            )
+        for other in later:
+            if planned == "sparsity" and other.params.get("pattern", "free") != "free":
+                raise UserError(
+                    f"{where}: {other.method} has pattern {other.params['pattern']}, "
+                    "whose sparsity is fixed; allowed: pattern free"
+                )
 
 
 def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:

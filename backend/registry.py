@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, create_model
 import backend.methods
 import backend.metrics
 from backend.sizes import Matrix
+from backend.views import Need
 
 Kind = Literal[
     "transform", "prune", "quantize", "factorize", "compensate", "allocate",
     "cache", "attention", "head", "recover", "decode",
 ]  # fmt: skip
-Need = Literal["nothing", "norms", "gram"]
 Shape = Literal["layer", "work"]
 Stored = Callable[[Matrix, Mapping[str, Any]], int]
 
@@ -44,6 +44,7 @@ class Claim:
 class Method:
     """One compression method; `shape` says whether it is handed a Layer or the whole Work.
 
+    `plans` names the parameter of later stages that it decides for each linear.
     `stored` counts the bytes of what replaces a linear's values, from its shape and the parameters alone.
     """
 
@@ -58,6 +59,7 @@ class Method:
     claim: Claim | None
     doc: str
     stored: Stored | None = None
+    plans: str | None = None
 
     @property
     def summary(self) -> str:
@@ -83,12 +85,19 @@ class Registry:
 
 
 def method(
-    *, paper: str, needs: Need = "nothing", claim: Claim | None = None, stored: Stored | None = None
+    *,
+    paper: str,
+    needs: Need = "nothing",
+    claim: Claim | None = None,
+    stored: Stored | None = None,
+    plans: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
     def mark(fn: Callable[..., Any]) -> Callable[..., Any]:
-        fn.__dict__["method"] = {"paper": paper, "needs": needs, "claim": claim, "stored": stored}
+        fn.__dict__["method"] = {
+            "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
+        }  # fmt: skip
         return fn
 
     return mark
@@ -146,6 +155,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
     return Method(
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
+        facts["plans"],
     )  # fmt: skip
 
 

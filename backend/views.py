@@ -1,8 +1,8 @@
 """All that a method may see: one Layer, or the Work on a whole model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from backend.parts import Codebook, Grid, Part, Sparse, combined
 
 Cached = TypeVar("Cached")
+# What a method must know of a linear's inputs: nothing, sums over each channel, or also the Gram matrix.
+Need = Literal["nothing", "norms", "gram"]
 
 
 @dataclass
@@ -76,6 +78,8 @@ class Work:
     """A whole model in the hands of a method that changes more than single linears.
 
     plan maps a linear's name to parameters that are laid over those of later stages.
+    layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
+    statistics are in memory at a time, so take what is wanted from a layer before the next.
     """
 
     model: torch.nn.Module
@@ -85,3 +89,4 @@ class Work:
     plan: dict[str, dict[str, Any]]
     rng: torch.Generator
     report: dict[str, Any]
+    layers: Callable[[Need], Iterator[Layer]]

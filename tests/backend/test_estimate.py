@@ -72,6 +72,13 @@ def test_the_estimated_bytes_are_those_of_the_artifact(chain, make, host, tmp_pa
     assert predicted.embeddings_bytes == found["size.embeddings"]
 
 
+def test_the_bytes_of_a_plan_are_those_of_its_mean(make, host):
+    plan = stage("allocate.owl", sparsity=0.7)
+    planned = estimate(make(plan, stage("prune.wanda", sparsity=0.2)), host)
+    assert planned.packed_bytes == estimate(make(stage("prune.wanda", sparsity=0.7)), host).packed_bytes
+    assert "bytes are those of its mean" in planned.formula
+
+
 def test_more_calibration_takes_longer_and_history_sets_the_rates(make, host):
     chain = [stage("quantize.gptq", bits=3, group_size=16)]
     first = estimate(make(*chain), host)
