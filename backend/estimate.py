@@ -12,7 +12,7 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW
-from backend.recipe import Recipe, Stage, check_layers, parse_recipe
+from backend.recipe import Recipe, check_layers, parse_recipe
 from backend.registry import discover
 from backend.sizes import SCALE_BITS, Matrix, whole_bytes
 from backend.text import check_text
