@@ -2,7 +2,8 @@
 
 The textbook walks as ours does, one sample at a time, gathers X'X for each of the seven linears, factors it,
 and quantizes column by column, updating all later columns after each. Printed are the seconds of the whole,
-of the solver alone (factor and columns), and the output error both leave.
+of the solver alone (factor and columns), of two passes of the text through the block with nothing gathered,
+which both need and which bound the ratio, and the output error both leave.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
     opened = load_model(facts(EMBEDDED_MODEL, host), host)
     model, family = opened.model, opened.family
     tokens = calibration(options.text, load_tokenizer(EMBEDDED_MODEL, host), 64, 512, 0, host).ids
-    spent = {"ours": 0.0, "ours, solver": 0.0, "textbook": 0.0, "textbook, solver": 0.0}
+    spent = {"ours": 0.0, "ours, solver": 0.0, "textbook": 0.0, "textbook, solver": 0.0, "two passes": 0.0}
     errors = {"ours": 0.0, "textbook": 0.0}
     blocks = blocks_of(model, family)
     states = model.model.embed_tokens(tokens)
@@ -91,6 +92,11 @@ def main() -> None:
         spent["ours"] += time.perf_counter() - start
         for name, module in dense.items():
             replace_module(model, name, module)
+
+        start = time.perf_counter()
+        for first in [*range(0, 64, 8), *range(0, 64, 8)]:
+            run(block, states[first : first + 8])
+        spent["two passes"] += time.perf_counter() - start
 
         start = time.perf_counter()
         grams: dict[str, Tensor] = {}
@@ -131,7 +137,10 @@ def main() -> None:
     left = {name: error / count for name, error in errors.items()}
     print(f"mean relative output error: ours {left['ours']:.5f}, textbook {left['textbook']:.5f}")
     whole, alone = spent["textbook"] / spent["ours"], spent["textbook, solver"] / spent["ours, solver"]
-    print(f"ratio: whole {whole:.2f}, solver alone {alone:.2f}")
+    most = spent["textbook"] / spent["two passes"]
+    print(
+        f"ratio: whole {whole:.2f}, solver alone {alone:.2f}; the two passes alone allow {most:.2f} at most"
+    )
 
 
 if __name__ == "__main__":
