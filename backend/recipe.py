@@ -155,6 +155,10 @@ def sentence_of(error: ValidationError, where: str, model: type[BaseModel]) -> s
     return _sentence(error, where, model)
 
 
+# Parameters that every chain tells, in words of their own.
+_TOLD = {"pattern", "sparsity", "bits", "group_size", "rank", "table", "ratio"}
+
+
 def _words(stage: Stage) -> str:
     params = stage.params
     words = [stage.method.split(".")[-1]]
@@ -168,6 +172,15 @@ def _words(stage: Stage) -> str:
         words.append("row" if params["group_size"] == GROUPED_ROW else f"g{params['group_size']}")
     if "rank" in params:
         words.append(f"r{params['rank']}")
+    for name in ("table", "ratio"):
+        if name in params:
+            words.append(f"{params[name]}")
+    # What is left is told where somebody chose it, so that two different runs never read alike.
+    fields = discover().methods[stage.method].params.model_fields
+    chosen = {name: value for name, value in params.items() if value != fields[name].default}
+    for name in sorted(chosen.keys() - _TOLD):
+        spoken = name.replace("_", " ")
+        words.append(spoken if chosen[name] is True else f"{spoken} {chosen[name]}")
     if stage.only:
         words.append(f"on {stage.only}")
     return " ".join(words)

@@ -158,6 +158,13 @@ def test_a_chain_reads_like_a_sentence():
     made = parse_recipe(recipe(stage(WANDA, pattern="2:4"), stage(GPTQ, bits=3), stage(EORA, rank=16)))
     assert made.chain() == "wanda 2:4 → gptq 3-bit g64 → eora r16"
     assert parse_recipe(recipe()).chain() == "dense"
+    told = {
+        "gptq 4-bit g64 act order damping 0.1": stage(GPTQ, act_order=True, damping=0.1),
+        "svdllm 0.8": stage("factorize.svdllm"),
+        "codebook g32 nf3 double": stage("quantize.codebook", table="nf3", group_size=32, double=True),
+        "rtn 4-bit row zero float": stage(RTN, group_size=-1, zero="float"),
+    }
+    assert [parse_recipe(recipe(one)).chain() for one in told.values()] == list(told)
 
 
 def test_a_sweep_is_the_grid_of_its_lists_without_doubles():
