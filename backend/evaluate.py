@@ -241,6 +241,9 @@ def capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 def compare_logits(ours: Tensor, theirs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Scores [n] of logits `ours` against the dense model's `theirs` [n, vocabulary] float32."""
+    # As `token_losses` computes them, so that a perplexity does not depend on what else was measured.
+    loss = nn.functional.cross_entropy(ours, targets, reduction="none")
+    dense_loss = nn.functional.cross_entropy(theirs, targets, reduction="none")
     top, best = ours.max(dim=1, keepdim=True)
     dense_top, dense_best = theirs.max(dim=1, keepdim=True)
     best, dense_best = best[:, 0], dense_best[:, 0]
@@ -253,8 +256,8 @@ def compare_logits(ours: Tensor, theirs: Tensor, targets: Tensor) -> dict[str, T
     forward = torch.linalg.vecdot(p, gap) / dense_norm - shift
     backward = shift - torch.linalg.vecdot(q, gap) / norm
     return {
-        "nll": norm.log() - ours.gather(1, targets[:, None])[:, 0],
-        "dense_nll": dense_norm.log() - theirs.gather(1, targets[:, None])[:, 0],
+        "nll": loss,
+        "dense_nll": dense_loss,
         # Rounding can leave the divergence of nearly equal models a hair below zero.
         "kl": forward.clamp(min=0),
         "kl_reverse": backward.clamp(min=0),

@@ -90,6 +90,7 @@ def claims(model: str, conditions: Mapping[str, Any], wanted: Sequence[str], hos
             "verdict": said.word,
             "metric": claim.metric,
             "difference": said.difference,
+            "difference_of": "loss in nats per token",
             "stderr": said.stderr,
             "windows": shared.evaluation.windows,
             "better": _side(pair[0], better, claim.metric),
@@ -107,7 +108,8 @@ def export(run: str, name: str, folder: Path, host: Host) -> None:
         found = [file for file in host.artifacts.glob("*.safetensors") if file.stem.startswith(run)]
         if len(found) != 1 or len(run) < 4:
             raise UserError(
-                f"export: {len(found)} artifacts belong to run '{run}'; give the id as the page shows it"
+                f"export: '{run[:80]}' names {'no artifact' if not found else 'too few digits of a run'}; "
+                "allowed: the id as the page shows it, or enough of its digits (4 or more) to be the only one"
             )
         artifact = found[0]
     export_artifact(artifact, name, folder, host)

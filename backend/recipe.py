@@ -412,7 +412,7 @@ def _allowed(first: Mapping[str, Any], model: type[BaseModel]) -> str:
         ):
             low, high, below, above = limits
             whole = "a whole number" if schema["type"] == "integer" else "a number"
-            start = "" if low is None and above is None else f" from {low if above is None else above}"
+            start = f" above {above}" if above is not None else "" if low is None else f" from {low}"
             end = (
                 ""
                 if high is None and below is None

@@ -128,7 +128,7 @@ def test_missing_files_runs_and_benches_are_said(call, tmp_path):
         (("run", tmp_path / "none.json"), "cannot be read"),
         (
             ("export", "0123456789ab", "--format", "transformers", "--to", tmp_path / "x"),
-            "0 artifacts belong to run",
+            "names no artifact",
         ),
         (("bench", "nothing"), "there is no 'nothing'; allowed: evaluation, gptq, memory"),
     ):

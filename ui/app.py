@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import Jobs
 from store import results
@@ -46,21 +47,28 @@ def launch(
     demo: gr.Blocks, host: Host, *, server_name: str | None = None, server_port: int | None = None
 ) -> str:
     """Serve until closed, without blocking; the address. Host and port fall back to Gradio's variables."""
-    _, address, _ = demo.launch(
-        server_name=server_name or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
-        server_port=server_port or int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-        auth=list(host.auth) or None,
-        theme=theme(),
-        css=CSS,
-        prevent_thread_lock=True,
-        show_error=True,
-        share=False,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        footer_links=[],
-        max_file_size="1mb",
-    )
+    name = server_name or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    port = server_port or int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    try:
+        _, address, _ = demo.launch(
+            server_name=name,
+            server_port=port,
+            auth=list(host.auth) or None,
+            theme=theme(),
+            css=CSS,
+            prevent_thread_lock=True,
+            show_error=True,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            max_file_size="1mb",
+        )
+    except OSError as problem:
+        raise UserError(
+            f"port {port} of {name} cannot be used ({problem}); choose another with GRADIO_SERVER_PORT"
+        ) from problem
     return address
 
 

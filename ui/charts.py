@@ -343,7 +343,9 @@ def heat_map(
 
 
 # Whole numbers beside every tick: by itself the plot labels those between decades by their first digit alone.
-_LOG_TICKS = [float(f"{digit}e{power}") for power in range(-6, 8) for digit in (1, 2, 3, 5, 7)]
+_LOG_TICKS = [
+    float(f"{digit}e{power}") for power in range(-6, 8) for digit in ("1", "1.4", "2", "3", "5", "7")
+]
 
 
 def _scale(log: bool) -> Figure:

@@ -142,7 +142,8 @@ def _number(text: str, parameter: Parameter, name: str) -> float | int:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{name}: '{text[:40]}' is not a number; allowed: {parameter.allowed or 'a number'}")
+        told = f"{parameter.allowed or 'a number'}; several as 2, 3 or 2..4"
+        raise UserError(f"{name}: '{text[:40]}' is not a number; allowed: {told}")
     if parameter.kind == "integer" and value == int(value):
         return int(value)
     return value

@@ -231,3 +231,13 @@ def test_every_metric_has_a_docstring_and_yields_stamped_numbers(make_subject):
             assert found.metric.split(".")[0] == name
             assert math.isfinite(found.value)
             assert found.protocol
+
+
+def test_a_perplexity_does_not_depend_on_what_else_is_measured():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(5, 4000, generator=generator) * 4 for _ in range(2))
+    targets = torch.randint(0, 4000, (5,), generator=generator)
+    found = compare_logits(ours, theirs, targets)
+    for name, logits in (("nll", ours), ("dense_nll", theirs)):
+        alone = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        assert torch.equal(found[name], alone)

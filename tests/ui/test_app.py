@@ -81,3 +81,12 @@ def test_the_pages_do_no_model_work_and_know_no_database_engine():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert told.stdout.strip() == "set()"
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(host):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 cannot be used .*GRADIO_SERVER_PORT"):
+            app.launch(app.build(host), host, server_name="127.0.0.1", server_port=port)
