@@ -14,19 +14,12 @@ from torch import Tensor
 _BLOCK = 128
 
 
-def descend(
-    target: Tensor,
-    start: Tensor,
-    gram: Tensor,
-    assign: Callable[[int, Tensor], Tensor],
-    sweeps: int,
-    relaxed: Callable[[int], bool] = lambda sweep: False,
-    done: Callable[[int, Tensor], None] | None = None,
+def sweep_columns(
+    target: Tensor, start: Tensor, gram: Tensor, assign: Callable[[int, Tensor], Tensor]
 ) -> Tensor:
-    """Q [out, in] float32 after `sweeps` over the columns of `start`, approaching `target` [out, in].
+    """Q [out, in] float32 after each column of `start` in turn took its best value near `target` [out, in].
 
-    assign(j, β)     what column j [out] may be that is nearest to β; β itself in sweeps that are `relaxed`
-    done(sweep, Q)   called after each sweep with Q, for callers that change their target in between
+    assign(j, β)     what column j [out] may be that is nearest to β [out]
     Columns whose diagonal of `gram` is zero get the nearest value to the target's.
     """
     gram = gram.double()
@@ -35,24 +28,19 @@ def descend(
     diagonal = gram.diagonal().tolist()
     now = start.T.contiguous()
     wanted = target.T.contiguous()
-    for sweep in range(sweeps):
-        free = relaxed(sweep)
-        # C is symmetric: row j of (W - Q)ᵀ seen through C is C (W - Q)ᵀ.
-        pull = gram @ (wanted - now)
-        for begin in range(0, len(now), _BLOCK):
-            end = min(begin + _BLOCK, len(now))
-            moved = torch.zeros_like(now[begin:end])
-            inner = gram[begin:end, begin:end]
-            for k, j in enumerate(range(begin, end)):
-                if diagonal[j] == 0:
-                    now[j] = wanted[j] if free else assign(j, wanted[j])
-                    continue
-                felt = torch.addmv(pull[j], moved[:k].T, inner[k, :k], alpha=-1)
-                best = now[j] + felt / diagonal[j]
-                new = best if free else assign(j, best)
-                torch.sub(new, now[j], out=moved[k])
-                now[j] = new
-            pull.addmm_(gram[:, begin:end], moved, alpha=-1)
-        if done is not None:
-            done(sweep, now.T)
+    # C is symmetric: row j of (W - Q)ᵀ seen through C is C (W - Q)ᵀ.
+    pull = gram @ (wanted - now)
+    for begin in range(0, len(now), _BLOCK):
+        end = min(begin + _BLOCK, len(now))
+        moved = torch.zeros_like(now[begin:end])
+        inner = gram[begin:end, begin:end]
+        for k, j in enumerate(range(begin, end)):
+            if diagonal[j] == 0:
+                now[j] = assign(j, wanted[j])
+                continue
+            felt = torch.addmv(pull[j], moved[:k].T, inner[k, :k], alpha=-1)
+            new = assign(j, now[j] + felt / diagonal[j])
+            torch.sub(new, now[j], out=moved[k])
+            now[j] = new
+        pull.addmm_(gram[:, begin:end], moved, alpha=-1)
     return now.T.contiguous()

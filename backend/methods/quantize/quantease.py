@@ -13,7 +13,6 @@ left to repair. Behdin et al., QuantEase, arXiv 2309.01885, algorithms 2 and 3.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ from backend.parameters import Bits, GroupSize, Symmetric
 from backend.parts import Grid, Outliers, Part, groups_of
 from backend.registry import Claim, method
 from backend.sizes import Matrix, grid_bytes
-from backend.solvers.descent import descend
+from backend.solvers.descent import sweep_columns
 from backend.solvers.feedback import quantize_columns
 from backend.solvers.grids import fit_grid
 from backend.views import Layer
@@ -76,9 +75,9 @@ def quantease(
     groups = groups_of(inputs, group_size)
     # As they will be stored: the grid makes up for their rounding too.
     beside = _largest(weight, count).to(layer.dtype).float()
-    if start == "gptq" and not count:
+    if start == "gptq":
         begun = quantize_columns(
-            weight, layer.statistics, bits=bits, group_size=group_size, symmetric=symmetric,
+            weight - beside, layer.statistics, bits=bits, group_size=group_size, symmetric=symmetric,
             damping=_DAMPING, kept=kept,
         )  # fmt: skip
         scales, zeros, first = begun.scales, begun.zero_points(), begun.dense()
@@ -97,26 +96,23 @@ def quantease(
         value = ((column / scale).round_() + zero).clamp_(0, 2**bits - 1).sub_(zero).mul_(scale)
         return value if kept_rows is None else value * kept_rows[j]
 
+    def free(j: int, column: Tensor) -> Tensor:
+        return column if kept_rows is None else column * kept_rows[j]
+
     def relaxed(sweep: int) -> bool:
         return start == "weight" and sweep % 3 == 1 and sweep <= _LAST_RELAXED and sweep < sweeps - 1
 
-    if not count:
-        quantized = descend(weight, first, gram, assign, sweeps, relaxed)
-        return (Grid.encode(quantized, scales, zeros, bits, group_size, kept),)
-    step = gram.double() / torch.linalg.eigvalsh(gram.double())[-1].clamp(min=1e-300)
     quantized = first
+    if count:
+        step = gram.double() / torch.linalg.eigvalsh(gram.double())[-1].clamp(min=1e-300)
     for sweep in range(sweeps):
-        # One sweep at a time: the target moves with the outliers.
-        quantized = descend(weight - beside, quantized, gram, assign, 1, partial(_always, relaxed(sweep)))
-        if sweep < sweeps - 1:
+        quantized = sweep_columns(weight - beside, quantized, gram, free if relaxed(sweep) else assign)
+        # The last sweep is for the outliers as they stand.
+        if count and sweep < sweeps - 1:
             moved = beside + ((weight - quantized - beside).double() @ step).float()
             beside = _largest(moved if kept is None else moved * kept, count).to(layer.dtype).float()
     part = Grid.encode(quantized, scales, zeros, bits, group_size, kept)
-    return (part, Outliers.at(beside, beside != 0, layer.dtype))
-
-
-def _always(free: bool, sweep: int) -> bool:
-    return free
+    return (part, Outliers.at(beside, beside != 0, layer.dtype)) if count else (part,)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

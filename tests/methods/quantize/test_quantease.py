@@ -8,7 +8,7 @@ from backend.methods.quantize.gptq import gptq
 from backend.methods.quantize.quantease import quantease
 from backend.methods.quantize.rtn import rtn
 from backend.parts import Outliers, combined
-from backend.solvers.descent import descend
+from backend.solvers.descent import sweep_columns
 from tests.layers import after, layer_of, output_error, random_layer
 
 
@@ -31,7 +31,9 @@ def test_descent_is_the_textbook_loop():
     layer, _ = random_layer(rows=6, inputs=20)
     grid = torch.linspace(-3, 3, 9)
     start = nearest(grid)(0, layer.weight.reshape(-1)).view(6, 20)
-    ours = descend(layer.weight, start, layer.statistics.gram, nearest(grid), 3)
+    ours = start
+    for _ in range(3):
+        ours = sweep_columns(layer.weight, ours, layer.statistics.gram, nearest(grid))
     plain = textbook(layer.weight, start, layer.statistics.gram, grid.double(), 3)
     assert torch.allclose(ours.double(), plain, atol=1e-6)
 
@@ -41,10 +43,10 @@ def test_no_sweep_raises_the_error_from_a_start_on_the_grid():
     grid = torch.linspace(-3, 3, 7)
     start = nearest(grid)(0, layer.weight.reshape(-1)).view(24, 160)
     errors = [output_error(x, layer.weight, start)]
-    descend(
-        layer.weight, start, layer.statistics.gram, nearest(grid), 8,
-        done=lambda sweep, now: errors.append(output_error(x, layer.weight, now)),
-    )  # fmt: skip
+    now = start
+    for _ in range(8):
+        now = sweep_columns(layer.weight, now, layer.statistics.gram, nearest(grid))
+        errors.append(output_error(x, layer.weight, now))
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(errors))
     assert errors[-1] < 0.7 * errors[0]
 
@@ -86,3 +88,12 @@ def test_pruned_weights_stay_zero_with_outliers_too():
     pruned = after(layer, wanda(layer, sparsity=0.5))
     now = combined(quantease(pruned, bits=3, group_size=32, sweeps=4, outliers=0.02))
     assert bool((now[~pruned.kept] == 0).all())
+
+
+def test_the_start_is_taken_with_outliers_too():
+    layer, _ = random_layer(rows=32, inputs=128)
+    one, other = (
+        quantease(layer, bits=3, group_size=32, sweeps=1, outliers=0.01, start=start)
+        for start in ("weight", "gptq")
+    )
+    assert not torch.equal(combined(one), combined(other))
