@@ -5,6 +5,7 @@ A compressed weight is the sum of its parts. Shapes: weights are [out, in]; code
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -57,7 +58,8 @@ class Part(ABC):
 
     def __init_subclass__(cls) -> None:
         cls.kind = cls.__name__.lower()
-        KINDS[cls.kind] = cls
+        if not cls.kind.startswith("_"):
+            KINDS[cls.kind] = cls
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name."""
@@ -120,7 +122,33 @@ class Sparse(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class Grid(Part):
+class _Coded(Part):
+    """Codes packed to `width` bits; with a mask only those of the kept weights are stored."""
+
+    width: int
+    group_size: int
+    codes: Tensor
+    scales: Tensor
+    mask: Tensor | None
+
+    def kept(self) -> Tensor | None:
+        """Mask [out, in] of the stored positions, or None when all are stored."""
+        return None if self.mask is None else _bitmap(self.mask, self.shape)
+
+    def _decoded(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """`value` of every stored code, in place [out, in] float32; zero where nothing is stored."""
+        kept = self.kept()
+        count = self.shape[0] * self.shape[1] if kept is None else int(kept.sum())
+        values = value(unpack(self.codes, self.width, count))
+        if kept is None:
+            return values.view(self.shape)
+        full = torch.zeros(self.shape, device=values.device)
+        full[kept] = values
+        return full
+
+
+@dataclass(frozen=True, eq=False)
+class Grid(_Coded):
     """Integer codes c on uniform grids scale * (c - zero), one grid per row and group of inputs.
 
     scales [out, groups]; zeros are packed to `width` bits, or float16 [out, groups] where the zero point is
@@ -128,12 +156,7 @@ class Grid(Part):
     codes are stored, and the other weights are exactly zero.
     """
 
-    width: int
-    group_size: int
-    codes: Tensor
-    scales: Tensor
     zeros: Tensor | None
-    mask: Tensor | None
 
     @classmethod
     def encode(
@@ -161,21 +184,11 @@ class Grid(Part):
             mask=None if kept is None else pack(kept, 1),
         )
 
-    def kept(self) -> Tensor | None:
-        """Mask [out, in] of the stored positions, or None when all are stored."""
-        return None if self.mask is None else _bitmap(self.mask, self.shape)
-
     def dense(self) -> Tensor:
         rows, inputs = self.shape
-        kept = self.kept()
-        count = rows * inputs if kept is None else int(kept.sum())
-        codes = unpack(self.codes, self.width, count).float()
-        zeros = self.zero_points()
+        zeros, kept = self.zero_points(), self.kept()
         zero = float(2 ** (self.width - 1)) if zeros is None else zeros.float()[..., None]
-        full = codes if kept is None else torch.zeros(self.shape, device=codes.device)
-        if kept is not None:
-            full[kept] = codes
-        grouped = full.view(rows, self.scales.shape[1], -1)
+        grouped = self._decoded(Tensor.float).view(rows, self.scales.shape[1], -1)
         out = ((grouped - zero) * self.scales.float()[..., None]).view(rows, inputs)
         return out if kept is None else out * kept
 
@@ -187,7 +200,7 @@ class Grid(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class Codebook(Part):
+class Codebook(_Coded):
     """Codes into one table of levels, times a scale for each row and group of inputs: scale * table[code].
 
     table [levels] float32; scales [out, groups] in a float type, or uint8 codes where the scales are
@@ -195,14 +208,9 @@ class Codebook(Part):
     (`steps`, float32). With a mask only the kept codes are stored, and the other weights are exactly zero.
     """
 
-    width: int
-    group_size: int
-    codes: Tensor
     table: Tensor
-    scales: Tensor
     centre: Tensor | None
     steps: Tensor | None
-    mask: Tensor | None
 
     @classmethod
     def encode(
@@ -233,20 +241,11 @@ class Codebook(Part):
             mask=None if kept is None else pack(kept, 1),
         )
 
-    def kept(self) -> Tensor | None:
-        """Mask [out, in] of the stored positions, or None when all are stored."""
-        return None if self.mask is None else _bitmap(self.mask, self.shape)
-
     def dense(self) -> Tensor:
         rows, inputs = self.shape
-        kept = self.kept()
-        count = rows * inputs if kept is None else int(kept.sum())
-        levels = self.table[unpack(self.codes, self.width, count).long()]
-        full = levels if kept is None else torch.zeros(self.shape, device=levels.device)
-        if kept is not None:
-            full[kept] = levels
         size = _decoded_scales(self.scales, self.centre, self.steps)
-        return (full.view(rows, size.shape[1], -1) * size[..., None]).view(rows, inputs)
+        levels = self._decoded(lambda codes: self.table[codes.long()])
+        return (levels.view(rows, size.shape[1], -1) * size[..., None]).view(rows, inputs)
 
 
 @dataclass(frozen=True, eq=False)
