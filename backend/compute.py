@@ -24,7 +24,7 @@ from backend.progress import Update
 _SPAWN = multiprocessing.get_context("spawn")
 _BETWEEN_UPDATES = 0.1
 _PARENT_DEATH = 1
-_FULL_DISK = ("No space left on device", "os error 28")
+_FULL_DISK = ("No space left on device", "os error 28", "database or disk is full")
 _OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "CUDA out of memory", "MemoryError")
 
 
@@ -224,18 +224,20 @@ def _serve(target: str, messages: Connection, printing: Connection, parent: int)
                 "result",
                 getattr(importlib.import_module(target), function)(**kwargs, progress=_Told(messages)),
             )
-        # The edge: whatever went wrong in a run is told to the worker, which lives on.
+        # The process boundary: no exception crosses it, so any is told to the worker, a bug in full.
         except Exception as problem:
-            outcome = _outcome_of(problem)
+            outcome = outcome_of(problem)
         messages.send(outcome)
 
 
-def _outcome_of(problem: Exception) -> tuple[str, str]:
+def outcome_of(problem: Exception) -> tuple[str, str]:
+    """What kind of failure this is (user, memory, bug) and what to say of it; a bug's traceback in full."""
     if isinstance(problem, UserError):
         return "user", str(problem)
     told = "".join(traceback.format_exception(problem))
     if getattr(problem, "errno", None) == errno.ENOSPC or any(sign in str(problem) for sign in _FULL_DISK):
-        return "user", f"the disk is full ({problem}); free some space and retry"
+        reason = next(iter(str(problem).splitlines()), "")[:200]
+        return "user", f"the disk is full ({reason}); free some space and retry"
     if any(sign in told.splitlines()[-1] for sign in _OUT_OF_MEMORY):
         return "memory", f"memory ran out: {str(problem).splitlines()[0] if str(problem) else 'MemoryError'}"
     return "bug", told

@@ -6,9 +6,11 @@ import runpy
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backend.caches import trim
 from backend.claims import Outcome, series_name, verdict
@@ -26,6 +28,8 @@ from backend.text import check_text, same_text
 
 if TYPE_CHECKING:
     from backend.evaluate import Result
+
+Made = TypeVar("Made")
 
 _LONGEST_RUN = 7 * 86_400.0
 _BENCHES = Path(__file__).parent.parent / "bench"
@@ -52,12 +56,7 @@ def sweep(text: str, host: Host) -> int:
     recipes = parse_sweep(text).expand()
     for number, recipe in enumerate(recipes, start=1):
         print(f"run {number} of {len(recipes)}: {recipe.chain()}", file=sys.stderr)
-        try:
-            _run(recipe, host)
-        # The sweep's edge: whatever ends one run, the others are still wanted.
-        except Exception as error:
-            failed += 1
-            _told_error(error)
+        failed += isinstance(_tried(partial(_run, recipe, host)), str)
     return 1 if failed else 0
 
 
@@ -81,7 +80,7 @@ def claims(model: str, conditions: Mapping[str, Any], wanted: Sequence[str], hos
         for recipe in pair:
             if recipe.to_json() not in done:
                 print(f"claim of {name}: {recipe.chain()}", file=sys.stderr)
-                done[recipe.to_json()] = _found(recipe, host)
+                done[recipe.to_json()] = _tried(partial(_found, recipe, host))
         better, worse = (done[recipe.to_json()] for recipe in pair)
         said = verdict(_outcome(better, claim.metric), _outcome(worse, claim.metric), claim.more_bytes)
         row = {
@@ -155,24 +154,28 @@ class _Found:
     broken: str | None = None
 
 
-def _found(recipe: Recipe, host: Host) -> _Found | str:
-    """What a run measured, or in one line why it failed."""
+def _found(recipe: Recipe, host: Host) -> _Found:
+    found = _Found(run_digest(recipe, host)[:12])
+    for _, result, _ in _results(recipe, host):
+        found.numbers |= {measured.metric: measured.value for measured in result.measurements}
+        found.windows |= {series.name: series.values for series in result.series}
+        found.broken = found.broken or result.broken
+    return found
+
+
+def _tried(work: Callable[[], Made]) -> Made | str:
+    """What came of one run of several, or in one line why it failed; a bug's traceback goes to stderr."""
     try:
-        found = _Found(run_digest(recipe, host)[:12])
-        for _, result, _ in _results(recipe, host):
-            found.numbers |= {measured.metric: measured.value for measured in result.measurements}
-            found.windows |= {series.name: series.values for series in result.series}
-            found.broken = found.broken or result.broken
-        return found
-    # As in a sweep: whatever ends one run, the others are still wanted.
+        return work()
+    # Hours of other runs wait behind this one, and whatever ended it says nothing about them.
     except Exception as error:
-        return _told_error(error)
-
-
-def _told_error(error: Exception) -> str:
-    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    print(f"error: {said}", file=sys.stderr)
-    return said
+        if isinstance(error, UserError):
+            said = str(error)
+        else:
+            said = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        print(f"error: {said}", file=sys.stderr)
+        return said
 
 
 def _outcome(found: _Found | str, metric: str) -> Outcome | None:

@@ -3,7 +3,6 @@
 Nothing is done twice: a killed worker's finished steps stay finished, and another takes over what it left.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,7 +21,7 @@ from dbos import DBOS, DBOSClient, error
 from sqlalchemy.exc import OperationalError
 
 from backend.caches import trim
-from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted
+from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted, outcome_of
 from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import COMPUTE, INTERACTIVE, enqueue_generation, enqueue_run, prepare_queue, workflow_id
@@ -238,8 +236,6 @@ class Worker:
             return "done", {}
         except Cancelled:
             return "cancelled", {}
-        except UserError as problem:
-            return "failed", {"error": str(problem), "error_kind": "user"}
         except ComputeDied as problem:
             suggestion = (
                 "use fewer calibration samples, shorter windows or a smaller model, or close other programs"
@@ -247,14 +243,10 @@ class Worker:
             return "failed", {"error": str(problem), "error_kind": "killed", "suggestion": suggestion}
         except ComputeFailed as problem:
             return "failed", {"error": str(problem), "error_kind": "bug"}
-        # The worker's edge: a bug ends one run, and the queue goes on.
+        # One run's end must not be the queue's: all goes into its row, a bug with its traceback.
         except Exception as problem:
-            signs = ("No space left", "database or disk is full")
-            if getattr(problem, "errno", None) == errno.ENOSPC or any(sign in str(problem) for sign in signs):
-                reason = str(problem).splitlines()[0][:200]
-                sentence = f"the disk is full ({reason}); free some space and retry"
-                return "failed", {"error": sentence, "error_kind": "user"}
-            return "failed", {"error": traceback.format_exc(), "error_kind": "bug"}
+            kind, told = outcome_of(problem)
+            return "failed", {"error": told, "error_kind": "user" if kind == "user" else "bug"}
 
     def _finish(self, run_id: str, ticket: int, status: str, told: dict[str, str]) -> None:
         while True:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,22 +50,15 @@ def test_many_threads_asking_at_once_make_one_run(database: Database) -> None:
 
 def at_once(*works: Callable[[], None]) -> list[BaseException]:
     """What went wrong when all of these ran at the same time."""
-    wrong: list[BaseException] = []
     gate = threading.Barrier(len(works))
 
     def run(work: Callable[[], None]) -> None:
         gate.wait()
-        try:
-            work()
-        except Exception as problem:
-            wrong.append(problem)
+        work()
 
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return wrong
+    with ThreadPoolExecutor(len(works)) as pool:
+        ended = [pool.submit(run, work) for work in works]
+    return [problem for one in ended if (problem := one.exception()) is not None]
 
 
 def test_writers_never_wait_for_each_other_in_a_circle(database: Database, start: Callable[..., str]) -> None:
