@@ -15,7 +15,7 @@ from backend import headless
 from backend.assets import EMBEDDED_MODEL, fetch, fetched
 from backend.errors import UserError
 from backend.host import Host
-from backend.recipe import parse_sweep
+from backend.sweep import parse_sweep
 
 # What `claims` lets one change of a recipe, beside its text.
 _CONDITIONS = {"calibration": ("samples", "length"), "evaluation": ("windows", "length")}

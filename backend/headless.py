@@ -22,8 +22,9 @@ from backend.host import Host, check_local
 from backend.identity import run_digest, with_absolute_paths
 from backend.models import facts
 from backend.progress import Progress, Update
-from backend.recipe import Recipe, parse_recipe, parse_sweep
+from backend.recipe import Recipe, parse_recipe
 from backend.registry import discover
+from backend.sweep import parse_sweep
 from backend.text import check_text, same_text
 
 if TYPE_CHECKING:

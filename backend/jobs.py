@@ -21,9 +21,10 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.identity import run_digest, with_absolute_paths
 from backend.models import facts
-from backend.recipe import Recipe, check_layers, parse_sweep, sentence_of
+from backend.recipe import Recipe, check_layers, sentence_of
 from backend.sampling import Sampling
 from backend.starter import starter_sweep
+from backend.sweep import parse_sweep
 from backend.text import check_text
 from store import files, generations, results, runs
 from store.database import Database, open_database

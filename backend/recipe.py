@@ -2,9 +2,8 @@
 
 import fnmatch
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,11 +16,11 @@ from backend.registry import Method, discover
 _ORDER = {"prune": 1, "quantize": 2, "factorize": 2, "compensate": 3}
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-class Calibration(_Frozen):
+class Calibration(Frozen):
     """The text that statistics are gathered on, and how the walk feeds it through the model."""
 
     text: Annotated[str, Field(min_length=1)] = "wikipedia-en"
@@ -31,7 +30,7 @@ class Calibration(_Frozen):
     order: Literal["sequential", "true_sequential", "dense"] = "sequential"
 
 
-class Evaluation(_Frozen):
+class Evaluation(Frozen):
     """The text and windows that metrics are measured on."""
 
     text: Annotated[str, Field(min_length=1)] = "wikipedia-en"
@@ -40,7 +39,7 @@ class Evaluation(_Frozen):
     metrics: tuple[str, ...] = ("perplexity", "divergence")
 
 
-class Stage(_Frozen):
+class Stage(Frozen):
     """One method with its parameters; `only` is a glob over the names of the linears it is applied to."""
 
     method: str
@@ -52,7 +51,7 @@ class Stage(_Frozen):
         return self.only is None or fnmatch.fnmatchcase(layer, self.only)
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """One run, complete: the same recipe on the same weights gives the same numbers."""
 
     version: Literal[1] = 1
@@ -75,26 +74,12 @@ class Recipe(_Frozen):
         return " → ".join(_words(stage) for stage in self.stages) or "dense"
 
 
-class Sweep(_Frozen):
-    """A recipe with lists in place of values; `stages` may also be a list of whole chains."""
-
-    template: dict[str, Any]
-
-    def expand(self) -> list[Recipe]:
-        """The grid of recipes, in the order of the lists, duplicates dropped; UserError on a bad one."""
-        unique: dict[str, Recipe] = {}
-        for data in _grid(self.template):
-            recipe = parse_recipe(data)
-            unique.setdefault(recipe.to_json(), recipe)
-        return list(unique.values())
-
-
 def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
     """A checked Recipe with every parameter written out; UserError names stage, field, value and range.
 
     Writing the defaults out makes recipes that say the same thing in other words one run.
     """
-    raw = _json_object(data, "recipe")
+    raw = json_object(data, "recipe")
     try:
         # Through JSON, where lists stand for tuples and nothing else is stretched to fit.
         recipe = Recipe.model_validate_json(json.dumps(raw, default=str))
@@ -107,13 +92,6 @@ def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
     _check_metrics(recipe.evaluation)
     _check_order(stages)
     return recipe.model_copy(update={"stages": stages})
-
-
-def parse_sweep(data: str | Mapping[str, Any]) -> Sweep:
-    """A Sweep whose recipes are all valid; UserError on the first that is not."""
-    sweep = Sweep(template=dict(_json_object(data, "sweep")))
-    sweep.expand()
-    return sweep
 
 
 def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], positions: int | None = None) -> None:
@@ -186,7 +164,8 @@ def _words(stage: Stage) -> str:
     return " ".join(words)
 
 
-def _json_object(data: str | Mapping[str, Any], what: str) -> Mapping[str, Any]:
+def json_object(data: str | Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    """A JSON object from text; UserError names `what` it should have been."""
     if isinstance(data, str):
         try:
             data = json.loads(data, object_pairs_hook=_no_doubles)
@@ -310,68 +289,6 @@ def _check_divides(stage: Stage, layers: Mapping[str, tuple[int, int]], where: s
             raise UserError(
                 f"{where}: pattern {pattern} does not divide the {inputs} inputs of {name}; allowed: free"
             )
-
-
-def _grid(template: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    chains = template.get("stages", [])
-    if not isinstance(chains, list):
-        raise UserError(
-            f"sweep: stages is {json.dumps(chains)[:80]}; allowed: a list of stages, or a list of such lists"
-        )
-    alternatives = chains if chains and all(isinstance(chain, list) for chain in chains) else [chains]
-    for chain in alternatives:
-        flat: list[tuple[tuple[Any, ...], list[Any]]] = []
-        fixed = {key: value for key, value in template.items() if key != "stages"}
-        for key in ("model", "seed"):
-            if isinstance(fixed.get(key), list):
-                flat.append(((key,), fixed[key]))
-        for key in ("calibration", "evaluation"):
-            section = fixed.get(key)
-            if isinstance(section, Mapping):
-                fixed[key] = dict(section)
-                flat += [
-                    ((key, name), value)
-                    for name, value in section.items()
-                    if isinstance(value, list) and name != "metrics"
-                ]
-        stages = [dict(stage) if isinstance(stage, Mapping) else stage for stage in chain]
-        for number, stage in enumerate(stages):
-            if not isinstance(stage, dict):
-                continue
-            flat += [
-                (("stages", number, name), stage[name])
-                for name in ("method", "only")
-                if isinstance(stage.get(name), list)
-            ]
-            if isinstance(stage.get("params"), Mapping):
-                stage["params"] = dict(stage["params"])
-                flat += [
-                    (("stages", number, "params", name), value)
-                    for name, value in stage["params"].items()
-                    if isinstance(value, list)
-                ]
-        for path, values in flat:
-            if not values:
-                raise UserError(
-                    f"sweep: {'.'.join(map(str, path))} is an empty list; allowed: one value or more"
-                )
-        if (size := _product(len(values) for _, values in flat)) > 10_000:
-            raise UserError(f"sweep: {size} recipes are asked for; allowed: at most 10000")
-        for choice in itertools.product(*(values for _, values in flat)):
-            recipe = json.loads(json.dumps({**fixed, "stages": stages}))
-            for (path, _), value in zip(flat, choice, strict=True):
-                target = recipe
-                for key in path[:-1]:
-                    target = target[key]
-                target[path[-1]] = value
-            yield recipe
-
-
-def _product(sizes: Iterator[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
 
 
 def _sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str:

@@ -25,16 +25,13 @@ from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Inte
 from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import COMPUTE, INTERACTIVE, enqueue_generation, enqueue_run, prepare_queue, workflow_id
+from backend.watch import LOOK_SECONDS, AnswerWatch, RunWatch, flush_log, steps_of
 from store import files, generations, measurements, results, runs
-from store.database import Database, open_database
+from store.database import open_database
 
 # The artifact's format, not the code's hash: a new release goes on with what an old one began.
 APPLICATION_VERSION = "paretoscope-1"
-ALWAYS_MEASURED = ("size", "sanity")
-_PROGRESS_SECONDS, _LOOK_SECONDS, _BEAT_SECONDS, _TEXT_SECONDS = 1.0, 0.4, 2.0, 0.2
-# What share of a run a step is, roughly; only the progress bar knows it.
-_WEIGHTS = {"compress": 2.0, "perplexity": 1.0, "divergence": 1.0}
-_COUNTED_STAGES = ("compress", "evaluate")
+_BEAT_SECONDS = 2.0
 
 
 def work(host: Host, target: str = "backend.steps") -> None:
@@ -229,7 +226,7 @@ class Worker:
 
     def _outcome(self, run_id: str, ticket: int) -> tuple[str, dict[str, str]]:
         try:
-            steps = _steps(self._row(run_id)["recipe"])
+            steps = steps_of(self._row(run_id)["recipe"])
             self._compress(run_id)
             for number, metric in enumerate(steps[1:], start=1):
                 self._measure(run_id, number, metric)
@@ -252,7 +249,7 @@ class Worker:
         while True:
             # A full disk refuses this write too; the run must not stay open when there is space again.
             with suppress(OperationalError):
-                _log(self.database, run_id, self._lines)
+                flush_log(self.database, run_id, self._lines)
                 runs.finish_run(self.database, run_id, ticket, self.name, status, **told)
                 return
             if self._stopping.wait(5):
@@ -294,7 +291,7 @@ class Worker:
         row = self._row(run_id)
         recipe = json.dumps(row["recipe"], sort_keys=True, separators=(",", ":"))
         shared = {"recipe_json": recipe, "digest": row["digest"], "home": str(self.host.home)}
-        watch = _RunWatch(self.database, self._compute, self._lines, row, self.name, number)
+        watch = RunWatch(self.database, self._compute, self._lines, row, self.name, number)
         return self._compute.call(function, {**shared, **extra}, watch.told, watch.should_stop)
 
     def _answer(self, generation_id: str) -> None:
@@ -306,11 +303,9 @@ class Worker:
             **{"model": row["model"], "artifact": run["artifact"] if run else None, "prompt": row["prompt"]},
             **{"settings": json.loads(row["settings"]), "home": str(self.host.home)},
         }
-        watch = _AnswerWatch(self.database, generation_id)
+        watch = AnswerWatch(self.database, generation_id)
         try:
-            made = self._answers.call(
-                "generate", arguments, watch.told, watch.should_stop, poll=_LOOK_SECONDS
-            )
+            made = self._answers.call("generate", arguments, watch.told, watch.should_stop, poll=LOOK_SECONDS)
             generations.finish(self.database, generation_id, "done", text=made["text"], tokens=made["tokens"])
         except Cancelled:
             generations.finish(self.database, generation_id, "cancelled")
@@ -318,95 +313,3 @@ class Worker:
             generations.finish(self.database, generation_id, "failed", error=str(problem))
         except ComputeFailed as problem:
             generations.finish(self.database, generation_id, "failed", error=str(problem))
-
-
-class _RunWatch:
-    """Between the child's updates and the store: progress once a second, and whether to stop."""
-
-    def __init__(
-        self,
-        database: Database,
-        compute: Compute,
-        lines: deque[str],
-        run: Mapping[str, Any],
-        worker: str,
-        number: int,
-    ) -> None:
-        self._database, self._compute, self._lines = database, compute, lines
-        self._ours = (run["id"], run["ticket"], worker)
-        self._step = _steps(run["recipe"])[number]
-        weights = [_WEIGHTS.get(step, 0.3) for step in _steps(run["recipe"])]
-        self._base, self._share = sum(weights[:number]) / sum(weights), weights[number] / sum(weights)
-        self._fraction = max(run["fraction"] or 0.0, self._base)
-        self._eta: float | None = None
-        self._began = self._written = self._looked = time.monotonic()
-        self._columns: dict[str, Any] = {}
-        self._counted: tuple[float, float] | None = None
-        self._tokens_from: tuple[int, float] = (0, 0.0)
-        self._tokens_per_second: float | None = None
-
-    def told(self, update: Mapping[str, Any]) -> None:
-        """Keep the newest update; the log gets each stage's first."""
-        tokens, now = update["tokens"], time.monotonic()
-        if update["stage"] != self._columns.get("stage"):
-            self._lines.append(f"{self._step}: {update['stage']} {update['detail']}".rstrip())
-            self._tokens_from, self._tokens_per_second = (tokens, now), None
-        elif tokens > self._tokens_from[0]:
-            self._tokens_per_second = (tokens - self._tokens_from[0]) / (now - self._tokens_from[1])
-        self._columns = {key: value for key, value in update.items() if key != "tokens"}
-        if update["stage"] in _COUNTED_STAGES and update["total"] > 0:
-            self._estimate(update["done"] / update["total"])
-
-    def should_stop(self) -> bool:
-        """Asked several times a second."""
-        now = time.monotonic()
-        if now - self._written >= _PROGRESS_SECONDS:
-            self._written = self._looked = now
-            _log(self._database, self._ours[0], self._lines)
-            measured = {"fraction": self._fraction, "eta_seconds": self._eta}
-            measured["memory_bytes"] = self._compute.memory_bytes()
-            measured["tokens_per_second"] = self._tokens_per_second
-            return runs.report_progress(self._database, *self._ours, **{**self._columns, **measured})
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            return runs.should_stop(self._database, *self._ours)
-        return False
-
-    def _estimate(self, inner: float) -> None:
-        """The share of this step that is done tells how long it takes, and with that the steps after it."""
-        now = time.monotonic()
-        # A resumed step begins in the middle: only what is seen here has a speed.
-        first_inner, first_time = self._counted = self._counted or (inner, now)
-        self._fraction = max(self._fraction, self._base + self._share * inner)
-        if inner - first_inner > 0.05:
-            whole = (now - first_time) / (inner - first_inner)
-            left = whole * (1 - inner) + whole / self._share * (1 - self._base - self._share)
-            self._eta = left if self._eta is None else min(self._eta, left)
-
-
-class _AnswerWatch:
-    """Shows an answer as it is written, and listens for a stop."""
-
-    def __init__(self, database: Database, generation_id: str) -> None:
-        self._database, self._id, self._written = database, generation_id, 0.0
-
-    def told(self, update: Mapping[str, Any]) -> None:
-        """Write the text so far, a few times a second."""
-        if update["stage"] == "generate" and time.monotonic() - self._written >= _TEXT_SECONDS:
-            self._written = time.monotonic()
-            generations.write(self._database, self._id, update["detail"])
-
-    def should_stop(self) -> bool:
-        """Asked twice a second."""
-        return generations.should_stop(self._database, self._id)
-
-
-def _steps(recipe: Mapping[str, Any]) -> list[str]:
-    """The steps of a run in order: perplexity is what people wait for, size and sanity are never left out."""
-    metrics = dict.fromkeys([*recipe["evaluation"]["metrics"], *ALWAYS_MEASURED])
-    return ["compress", *sorted(metrics, key=lambda metric: metric != "perplexity")]
-
-
-def _log(database: Database, run_id: str, lines: deque[str]) -> None:
-    waiting = [lines.popleft() for _ in range(len(lines))]
-    runs.append_log(database, run_id, waiting)

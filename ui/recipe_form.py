@@ -5,8 +5,9 @@ from typing import Any
 
 from backend.errors import UserError
 from backend.models import CARDS
-from backend.recipe import Calibration, Evaluation, Recipe, parse_sweep
+from backend.recipe import Calibration, Evaluation, Recipe
 from backend.registry import discover
+from backend.sweep import parse_sweep
 from ui import forms
 
 MOST_STAGES = 5

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from backend.errors import UserError
-from backend.recipe import check_layers, parse_recipe, parse_sweep
+from backend.recipe import check_layers, parse_recipe
+from backend.sweep import parse_sweep
 
 LAYERS = {
     "model.layers.0.self_attn.q_proj": (576, 576),

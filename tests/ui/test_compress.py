@@ -5,8 +5,8 @@ import json
 import pytest
 
 from backend.errors import UserError
-from backend.recipe import parse_sweep
 from backend.registry import discover
+from backend.sweep import parse_sweep
 from store import results
 from ui import recipe_form
 from ui import stages as stage_menus
