@@ -95,11 +95,10 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
             planned[plans] = stage.params[plans]
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
-        if "sparsity" in params:
+        if keeps := discover().methods[stage.method].keeps:
             pruned = True
-            kept = min(
-                kept, count // 2 if params["pattern"] != "free" else _kept(stage.method, params, rows, inputs)
-            )
+            left = keeps(rows, inputs, params) if params["pattern"] == "free" else count // 2
+            kept = min(kept, left)
         if stored := discover().methods[stage.method].stored:
             quantized = True
             grid = stored(Matrix(rows, inputs, kept, value_bits), params)
@@ -107,17 +106,6 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
             factors += min(params["rank"], rows, inputs) * (rows + inputs) * value_bits // 8
     mask = whole_bytes(count) if pruned else 0
     return (grid if quantized else kept * value_bits // 8) + mask + factors
-
-
-def _kept(method: str, params: Mapping[str, Any], rows: int, inputs: int) -> int:
-    # Wanda and DSnoT count per row, magnitude per matrix (or row), SparseGPT per block of 128 columns.
-    share = params["sparsity"]
-    if method == "prune.sparsegpt":
-        blocks = [min(128, inputs - start) * rows for start in range(0, inputs, 128)]
-        return sum(block - int(block * share) for block in blocks)
-    if method in ("prune.wanda", "prune.dsnot") or params.get("scope") == "row":
-        return rows * (inputs - int(inputs * share))
-    return rows * inputs - int(rows * inputs * share)
 
 
 def _reads_text(recipe: Recipe) -> bool:

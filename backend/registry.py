@@ -23,6 +23,7 @@ Kind = Literal[
 ]  # fmt: skip
 Shape = Literal["layer", "work"]
 Stored = Callable[[Matrix, Mapping[str, Any]], int]
+Keeps = Callable[[int, int, Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Method:
     """One compression method; `shape` says whether it is handed a Layer or the whole Work.
 
     `plans` names the parameter of later stages that it decides for each linear.
+    `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
     `stored` counts the bytes of what replaces a linear's values, from its shape and the parameters alone.
     """
 
@@ -60,6 +62,7 @@ class Method:
     doc: str
     stored: Stored | None = None
     plans: str | None = None
+    keeps: Keeps | None = None
 
     @property
     def summary(self) -> str:
@@ -91,12 +94,14 @@ def method(
     claim: Claim | None = None,
     stored: Stored | None = None,
     plans: str | None = None,
+    keeps: Keeps | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
     def mark(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn.__dict__["method"] = {
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
+            "keeps": keeps,
         }  # fmt: skip
         return fn
 
@@ -155,7 +160,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
     return Method(
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
-        facts["plans"],
+        facts["plans"], facts["keeps"],
     )  # fmt: skip
 
 

@@ -35,6 +35,11 @@ def grid_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
     return whole_bytes(matrix.kept * params["bits"]) + groups * SCALE_BITS // 8 + zeros
 
 
+def kept_by_row(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
+    """How many weights are left when each row loses its share."""
+    return rows * (inputs - int(inputs * params["sparsity"]))
+
+
 def float_zero_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
     """The same with zero points of 16 bits."""
     groups = matrix.groups(params["group_size"])

@@ -20,6 +20,7 @@ from torch import Tensor
 from backend.parameters import Pattern, Sparsity
 from backend.parts import Part, Sparse
 from backend.registry import Claim, method
+from backend.sizes import kept_by_row
 from backend.solvers.masks import keep_largest, keep_pattern
 from backend.views import Layer
 
@@ -32,6 +33,7 @@ Threshold = Annotated[
 @method(
     paper="arXiv:2310.08915",
     needs="norms",
+    keeps=kept_by_row,
     claim=Claim(
         "Swapping positions without training improves Wanda's masks at high sparsity",
         better=({"method": "prune.dsnot", "params": {"sparsity": 0.6}},),

@@ -8,13 +8,15 @@ The weakest of the pruning methods: it ignores that some inputs are far larger t
 The baseline of the pruning literature (Han et al., arXiv 1506.02626).
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from backend.parameters import Pattern, Sparsity
 from backend.parts import Part, Sparse
 from backend.registry import method
+from backend.sizes import kept_by_row
 from backend.solvers.masks import keep_largest, keep_pattern
 from backend.views import Layer
 
@@ -23,7 +25,13 @@ Scope = Annotated[
 ]
 
 
-@method(paper="arXiv:1506.02626")
+def _keeps(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
+    if params["scope"] == "row":
+        return kept_by_row(rows, inputs, params)
+    return kept_by_row(1, rows * inputs, params)
+
+
+@method(paper="arXiv:1506.02626", keeps=_keeps)
 def magnitude(
     layer: Layer, *, sparsity: Sparsity = 0.5, pattern: Pattern = "free", scope: Scope = "matrix"
 ) -> tuple[Part, ...]:

@@ -10,6 +10,9 @@ Weights that an earlier stage pruned stay zero and count towards the sparsity.
 Frantar & Alistarh, SparseGPT, arXiv 2301.00774, algorithm 1.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,9 +26,15 @@ from backend.views import Layer
 _MASK_BLOCK = 128
 
 
+def _keeps(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
+    sizes = [min(_MASK_BLOCK, inputs - start) * rows for start in range(0, inputs, _MASK_BLOCK)]
+    return sum(size - int(size * params["sparsity"]) for size in sizes)
+
+
 @method(
     paper="arXiv:2301.00774",
     needs="gram",
+    keeps=_keeps,
     claim=Claim(
         "SparseGPT loses less than Wanda at 2:4",
         better=({"method": "prune.sparsegpt", "params": {"pattern": "2:4"}},),

@@ -11,6 +11,7 @@ Sun et al., Wanda, arXiv 2306.11695, equation 1.
 from backend.parameters import Pattern, Sparsity
 from backend.parts import Part, Sparse
 from backend.registry import Claim, method
+from backend.sizes import kept_by_row
 from backend.solvers.masks import keep_largest, keep_pattern
 from backend.views import Layer
 
@@ -18,6 +19,7 @@ from backend.views import Layer
 @method(
     paper="arXiv:2306.11695",
     needs="norms",
+    keeps=kept_by_row,
     claim=Claim(
         "Wanda loses less than magnitude pruning at the same sparsity",
         better=({"method": "prune.wanda", "params": {"sparsity": 0.5}},),
