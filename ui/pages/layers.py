@@ -220,7 +220,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         usable = [run for run in ids if run in {run_id for _, run_id in offered}]
         parts = drawn(usable, wanted, chosen)
         if missing := [run for run in ids if run not in usable]:
-            told = f"No layers are known of {escape(', '.join(missing))}: a dense run has none, others once done."
+            told = f"No layers are known of {escape(', '.join(missing))}; a dense run has none."
             parts[0] = banner(told, "bad")
         return [gr.update(choices=offered, value=usable), *parts, chosen]
 
