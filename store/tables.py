@@ -170,6 +170,83 @@ class Generation(Table):
     cancel_requested: Mapped[bool]
 
 
+class Task(Table):
+    """A question to a model that is no run: asked twice, it is answered once. Its result is JSON."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (Index(None, "status", "created"), Index(None, "kind", "model"))
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(24))
+    model: Mapped[str] = mapped_column(Text)
+    arguments: Mapped[str] = mapped_column(Text)
+    user: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int]
+    stage: Mapped[str | None] = mapped_column(Text)
+    done: Mapped[int | None] = mapped_column(BigInteger)
+    total: Mapped[int | None] = mapped_column(BigInteger)
+    detail: Mapped[str | None] = mapped_column(Text)
+    result: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[float]
+    started: Mapped[float | None]
+    finished: Mapped[float | None]
+    worker: Mapped[str | None] = mapped_column(Text)
+    heartbeat: Mapped[float | None]
+    cancel_requested: Mapped[bool]
+
+
+class Story(Table):
+    """A walk through views of the app; `views` is a JSON list, each with its caption in Markdown."""
+
+    __tablename__ = "stories"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    title: Mapped[str] = mapped_column(Text)
+    summary: Mapped[str] = mapped_column(Text)
+    views: Mapped[str] = mapped_column(Text)
+    user: Mapped[str] = mapped_column(Text)
+    created: Mapped[float]
+    changed: Mapped[float]
+
+
+class Tasting(Table):
+    """A blind comparison of answers: `settings` (model, runs, prompts, sampling) is JSON."""
+
+    __tablename__ = "tastings"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    title: Mapped[str] = mapped_column(Text)
+    user: Mapped[str] = mapped_column(Text)
+    settings: Mapped[str] = mapped_column(Text)
+    created: Mapped[float]
+
+
+class Vote(Table):
+    """What one person said of one unlabeled pair of answers: left, right, tie or bad."""
+
+    __tablename__ = "votes"
+
+    tasting_id: Mapped[str] = mapped_column(ForeignKey("tastings.id", ondelete="CASCADE"), primary_key=True)
+    voter: Mapped[str] = mapped_column(String(64), primary_key=True)
+    pair: Mapped[int] = mapped_column(primary_key=True)
+    # The answers as this person saw them: generations, of which the left one may be any of the two.
+    left_id: Mapped[str] = mapped_column(String(32))
+    right_id: Mapped[str] = mapped_column(String(32))
+    choice: Mapped[str] = mapped_column(String(8))
+    created: Mapped[float]
+
+
+class Switch(Table):
+    """A state that all processes share, such as a paused queue; `value` is JSON."""
+
+    __tablename__ = "switches"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
 class Worker(Table):
     """A worker process and its last sign of life."""
 
