@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backend.compute import Compute
-from store import generations, runs
+from store import generations, runs, tasks
 from store.database import Database
 
 LOOK_SECONDS = 0.4
@@ -96,6 +96,26 @@ class AnswerWatch:
     def should_stop(self) -> bool:
         """Asked twice a second."""
         return generations.should_stop(self._database, self._id)
+
+
+class TaskWatch:
+    """Progress of a task once a second, and whether it is still wanted."""
+
+    def __init__(self, database: Database, task_id: str, attempt: int) -> None:
+        self._database, self._ours = database, (task_id, attempt)
+        self._columns: dict[str, Any] = {}
+        self._written = 0.0
+
+    def told(self, update: Mapping[str, Any]) -> None:
+        """Keep the newest update."""
+        self._columns = {key: value for key, value in update.items() if key != "tokens"}
+
+    def should_stop(self) -> bool:
+        """Asked several times a second."""
+        if time.monotonic() - self._written < _PROGRESS_SECONDS:
+            return tasks.report_progress(self._database, *self._ours)
+        self._written = time.monotonic()
+        return tasks.report_progress(self._database, *self._ours, **self._columns)
 
 
 def steps_of(recipe: Mapping[str, Any]) -> list[str]:

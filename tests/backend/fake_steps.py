@@ -52,6 +52,20 @@ def generate(
     return {"text": said, "tokens": [[number, f"{number} "] for number in range(int(prompt))]}
 
 
+def surgery(model: str, home: str, progress: Progress, answer: int = 0) -> dict[str, Any]:
+    """A quick task that ends as the model's name says."""
+    _note(home, "surgery", f"answer-{answer}")
+    _behave(model, "compress", Path(home) / f"go-{answer}", progress)
+    return {"answer": answer, "model": Path(model).name}
+
+
+def levels(model: str, home: str, progress: Progress, answer: int = 0) -> dict[str, Any]:
+    """A long task: it stands in line with runs."""
+    _note(home, "levels", f"levels-{answer}")
+    _behave(model, "compress", Path(home) / f"go-{answer}", progress)
+    return {"pid": os.getpid()}
+
+
 def echo(value: object, progress: Progress) -> dict[str, Any]:
     """Say it, tell it, return it."""
     print(f"echo {value}")

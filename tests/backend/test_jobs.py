@@ -2,156 +2,20 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import Jobs
-from backend.recipe import Recipe, parse_recipe
+from backend.recipe import Recipe
 from store import results, runs
-from tests.postgres import fresh_url, needs_server
-
-ROOT = Path(__file__).parents[2]
-TARGET = "tests.backend.fake_steps"
-_seeds = iter(range(10_000))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny real model; links to it carry in their names how the stand-in steps behave."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ask(model: Path) -> Callable[..., Recipe]:
-    """A recipe nobody asked for before, on a model of the given behaviour."""
-
-    def recipe(behaviour: str = "plain", **fields: Any) -> Recipe:
-        link = model.parent / behaviour
-        if not link.exists():
-            link.symlink_to(model)
-        evaluation = {
-            "text": "wikipedia-en",
-            "length": 64,
-            "windows": 2,
-            "metrics": ["divergence", "perplexity"],
-        }
-        asked = {"model": str(link), "seed": next(_seeds), "evaluation": evaluation, **fields}
-        return parse_recipe(asked)
-
-    return recipe
-
-
-@pytest.fixture(autouse=True, scope="module")
-def roots(model: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PARETOSCOPE_ROOTS", str(model.parent))
-        patch.setenv("PARETOSCOPE_STALE_AFTER", "3")
-        yield
-
-
-_workers: list["WorkerProcess"] = []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_worker_stays() -> Iterator[None]:
-    yield
-    for worker in _workers:
-        worker.stop(signal.SIGKILL)
-
-
-class WorkerProcess:
-    """A worker as `make app` starts it, but with the stand-in steps."""
-
-    def __init__(self, home: Path, name: str = "local") -> None:
-        code = "from backend.host import Host; from backend.worker import work\n"
-        code += f"work(Host.at({str(home)!r}), {TARGET!r})"
-        environment = {**os.environ, "PARETOSCOPE_WORKER": name, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
-        _workers.append(self)
-
-    def stop(self, number: int = signal.SIGTERM) -> float:
-        """Seconds that stopping took."""
-        began = time.monotonic()
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        self.process.wait(20)
-        return time.monotonic() - began
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, roots: None) -> Iterator[Jobs]:
-    """A home with a worker that most tests can share."""
-    home = tmp_path_factory.mktemp("home")
-    worker = WorkerProcess(home)
-    jobs = Jobs(Host.at(home))
-    yield jobs
-    jobs.close()
-    worker.stop()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_server)])
-def alone(
-    request: pytest.FixtureRequest, tmp_path: Path, roots: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Jobs]:
-    """A home without a worker; what its runs and the engine stand in is SQLite or PostgreSQL."""
-    with ExitStack() as held:
-        if request.param == "postgresql":
-            monkeypatch.setenv("PARETOSCOPE_DATABASE_URL", held.enter_context(fresh_url()))
-        jobs = Jobs(Host.at(tmp_path / "home"))
-        held.callback(jobs.close)
-        yield jobs
-
-
-def status(jobs: Jobs, run_id: str) -> str:
-    row = results.run(jobs.database, run_id)
-    return "removed" if row is None else row["status"]
-
-
-def wait(what: Callable[[], bool], seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
-def wait_for(jobs: Jobs, run_id: str, *statuses: str, seconds: float = 40) -> dict[str, Any]:
-    wait(lambda: status(jobs, run_id) in statuses, seconds)
-    row = results.run(jobs.database, run_id)
-    assert row is not None
-    return row
-
-
-def let_go(jobs: Jobs, run_id: str) -> None:
-    (jobs.host.home / f"go-{run_id}").touch()
-
-
-def calls(jobs: Jobs, run_id: str) -> list[str]:
-    noted = jobs.host.home / "calls.txt"
-    lines = noted.read_text().splitlines() if noted.exists() else []
-    return [line.split()[0] for line in lines if line.split()[1] == run_id]
+from tests.backend.queueing import WorkerProcess, calls, let_go, status, wait, wait_for
 
 
 def test_a_run_is_compressed_measured_and_stored(shared: Jobs, ask: Callable[..., Recipe]) -> None:
