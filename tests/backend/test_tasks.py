@@ -51,18 +51,18 @@ def test_a_long_task_is_worked_on_where_runs_are(shared: Jobs, ask: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "told"),
-    [("user-error", "48 does not divide"), ("bug", "ZeroDivisionError"), ("killed", "memory")],
+    ("behaviour", "number", "told"),
+    [("user-error", 71, "48 does not divide"), ("bug", 72, "ZeroDivisionError"), ("killed", 73, "memory")],
 )
 def test_a_failed_task_says_why_and_can_be_asked_again(
-    shared: Jobs, ask: Callable[..., Recipe], behaviour: str, told: str
+    shared: Jobs, ask: Callable[..., Recipe], behaviour: str, number: int, told: str
 ) -> None:
     model = ask(behaviour).model
-    row = over(shared, shared.ask("surgery", model, {"answer": 7}))
+    row = over(shared, shared.ask("surgery", model, {"answer": number}))
     assert row["status"] == "failed"
     assert told in row["error"]
     assert row["result"] == {}
-    again = over(shared, shared.ask("surgery", model, {"answer": 7}))
+    again = over(shared, shared.ask("surgery", model, {"answer": number}))
     assert (again["id"], again["attempt"], again["status"]) == (row["id"], 2, "failed")
 
 
