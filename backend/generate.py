@@ -15,11 +15,17 @@ from backend.sampling import Sampling
 def write(
     opened: OpenModel, tokenizer: Any, prompt: str, sampling: Sampling, on_token: Callable[[int], None]
 ) -> list[int]:
-    """Token ids of the answer, each handed to `on_token` as it comes; whatever that raises stops the writing.
+    """Token ids of the answer, each new one handed to `on_token`; whatever that raises stops the writing.
 
     Raises UserError for an empty prompt, one that leaves no room, and chat without a chat template.
     """
-    ids = prompt_ids(tokenizer, prompt, sampling.chat)
+    ids = torch.tensor([list(sampling.begin)], dtype=torch.long)
+    if unknown := [token for token in sampling.begin if token >= opened.model.config.vocab_size]:
+        raise UserError(
+            f"begin: there is no token {unknown[0]}; this model has {opened.model.config.vocab_size}"
+        )
+    if prompt or not sampling.begin:
+        ids = torch.cat([prompt_ids(tokenizer, prompt, sampling.chat), ids], dim=1)
     positions = (
         getattr(opened.model.config, "max_position_embeddings", None) or ids.shape[1] + sampling.max_tokens
     )
@@ -28,7 +34,7 @@ def write(
             f"prompt: {ids.shape[1]} tokens and {sampling.max_tokens} new ones are too many; "
             f"this model reads at most {positions}"
         )
-    answer: list[int] = []
+    answer = list(sampling.begin)
     torch.manual_seed(sampling.seed)
     drawn = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}

@@ -8,7 +8,7 @@ The work itself is `backend.worker`'s.
 
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from backend.host import Host
 from backend.identity import run_digest, with_absolute_paths
 from backend.models import facts
 from backend.recipe import Recipe, check_layers, sentence_of
-from backend.sampling import Sampling
+from backend.sampling import Sampling, printable
 from backend.starter import starter_sweep
 from backend.sweep import parse_sweep
 from backend.text import check_text
@@ -32,6 +32,7 @@ from store.database import Database, open_database
 COMPUTE, INTERACTIVE = "compute", "interactive"
 LONGEST_PROMPT = 20_000
 MOST_ANSWERS = 8
+MOST_PROMPTS = 40
 # On SQLite the engine counts time in seconds: within one priority the tickets keep the order.
 _TICKETS = 2_000_000
 
@@ -174,34 +175,49 @@ class Jobs:
     ) -> str:
         """The id of a new group of answers, one for each run; None is the dense model."""
         wanted: list[str | None] = [None] if run_ids is None else list(run_ids)
-        if not 1 <= len(wanted) <= MOST_ANSWERS:
-            raise UserError(f"{len(wanted)} answers are asked for; take 1 to {MOST_ANSWERS}")
-        if not prompt.strip() or len(prompt) > LONGEST_PROMPT:
-            raise UserError(f"the prompt has {len(prompt)} characters; write 1 to {LONGEST_PROMPT}")
-        try:
-            Sampling.model_validate(settings)
-        except ValidationError as problem:
-            raise UserError(sentence_of(problem, "settings", Sampling)) from None
+        return group_ids(self.generate_many(model, wanted, [(prompt, settings)], user), 1)[0]
+
+    def generate_many(
+        self,
+        model: str,
+        run_ids: Sequence[str | None],
+        questions: Sequence[tuple[str, Mapping[str, Any]]],
+        user: str = "anonymous",
+    ) -> str:
+        """The id of a new set of groups (`group_ids`), one for each question: a prompt and its settings."""
+        if not 1 <= len(run_ids) <= MOST_ANSWERS:
+            raise UserError(f"{len(run_ids)} answers are asked for; take 1 to {MOST_ANSWERS}")
+        if not 1 <= len(questions) <= MOST_PROMPTS:
+            raise UserError(f"{len(questions)} prompts are asked for; take 1 to {MOST_PROMPTS}")
+        asked = [(printable(prompt), _sampling(settings)) for prompt, settings in questions]
+        for prompt, sampling in asked:
+            if len(prompt) > LONGEST_PROMPT or not (prompt.strip() or sampling.begin):
+                raise UserError(f"the prompt has {len(prompt)} characters; write 1 to {LONGEST_PROMPT}")
         facts(model, self.host)
-        for run_id in wanted:
+        for run_id in run_ids:
             row = None if run_id is None else self._own(run_id, None)
             if row is not None and not row["artifact"]:
                 raise UserError(f"run {run_id} has no artifact yet; wait until it is compressed")
             if row is not None and row["model"] != model:
                 raise UserError(f"run {run_id} is of model {row['model']}; allowed: runs of {model}")
-        group_id = uuid.uuid4().hex[:16]
-        answers = generations.create(
-            self.database,
-            group_id=group_id,
-            model=model,
-            run_ids=wanted,
-            prompt=prompt,
-            settings=settings,
-            user=user,
-        )
-        for generation_id in answers:
-            enqueue_generation(self._client, generation_id)
-        return group_id
+        set_id = uuid.uuid4().hex[:12]
+        answers = [
+            generations.create(
+                self.database,
+                group_id=group_id,
+                model=model,
+                run_ids=run_ids,
+                prompt=prompt,
+                settings=sampling.model_dump(mode="json", exclude_defaults=True),
+                user=user,
+            )
+            for group_id, (prompt, sampling) in zip(group_ids(set_id, len(asked)), asked, strict=True)
+        ]
+        # Model by model: each is opened once.
+        for column in zip(*answers, strict=True):
+            for generation_id in column:
+                enqueue_generation(self._client, generation_id)
+        return set_id
 
     def cancel_generation(self, group_id: str) -> None:
         """Stop a group: what has been written so far stays."""
@@ -231,6 +247,18 @@ class Jobs:
         """Tidy the engine's queue; the store's ticket already decides."""
         with suppress(error.DBOSNonExistentWorkflowError):
             self._client.cancel_workflow(workflow_id(run_id, ticket))
+
+
+def group_ids(set_id: str, prompts: int) -> list[str]:
+    """The groups of a set of answers, one for each prompt."""
+    return [f"{set_id}.{number}" for number in range(prompts)]
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    try:
+        return Sampling.model_validate(dict(settings))
+    except ValidationError as problem:
+        raise UserError(sentence_of(problem, "settings", Sampling)) from None
 
 
 def workflow_id(run_id: str, ticket: int) -> str:

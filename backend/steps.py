@@ -1,6 +1,8 @@
 """The steps of a run as plain functions of plain values, so that they can be called in another process."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import time
 from functools import lru_cache
@@ -22,6 +24,9 @@ from backend.sampling import Sampling
 # A run beside it keeps every core busy, and each small product of a token waits for its slowest thread: with
 # as many threads as cores, an answer took several times as long as with one.
 _WRITING_THREADS = max(1, (os.cpu_count() or 1) // 4)
+
+# Another number makes kept answers unread.
+_ANSWERS = 1
 
 
 def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:
@@ -50,21 +55,42 @@ def measure(recipe_json: str, digest: str, metric: str, home: str, progress: Pro
 def generate(
     model: str, artifact: str | None, prompt: str, settings: dict[str, Any], home: str, progress: Progress
 ) -> dict[str, Any]:
-    """Write on from a prompt with an artifact, or with the dense model; progress carries the text so far."""
+    """Write on from a prompt with an artifact, or with the dense model; progress carries the text so far.
+
+    What was written once by the same weights under the same settings is not written again.
+    """
     torch.set_num_threads(min(torch.get_num_threads(), _WRITING_THREADS))
     host = Host.at(home)
     sampling = Sampling.model_validate(settings)
+    fingerprint = facts(model, host).fingerprint
+    kept = _answer_file(host, fingerprint, artifact, prompt, sampling)
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(model, host)
     progress(Update("open", 0, 1, ""))
-    opened = _open(model, artifact, home)
-    ids: list[int] = []
+    opened = _open(model, fingerprint, artifact, home)
+    ids, given = list(sampling.begin), len(sampling.begin)
 
     def told(token: int) -> None:
         ids.append(token)
-        progress(Update("generate", len(ids), sampling.max_tokens, text_of(tokenizer, ids)))
+        progress(Update("generate", len(ids) - given, sampling.max_tokens, text_of(tokenizer, ids)))
 
     write(opened, tokenizer, prompt, sampling, told)
-    return {"text": text_of(tokenizer, ids), "tokens": [[token, tokenizer.decode([token])] for token in ids]}
+    pieces = [[token, tokenizer.decode([token])] for token in ids]
+    made = {"text": text_of(tokenizer, ids), "tokens": pieces}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # Under a name of its own: another worker may be writing the same answer.
+    temporary = kept.with_name(f"{kept.stem}-{os.getpid()}.writing")
+    temporary.write_text(json.dumps(made), encoding="utf-8")
+    temporary.replace(kept)
+    return made
+
+
+def _answer_file(host: Host, fingerprint: str, artifact: str | None, prompt: str, sampling: Sampling) -> Path:
+    """Where the answer is kept that these weights give; an artifact is named by what it holds."""
+    weights = [fingerprint, Path(artifact).name if artifact else None, host.device]
+    stamp = json.dumps([_ANSWERS, weights, prompt, sampling.model_dump(mode="json")], sort_keys=True)
+    return host.cache / "answers" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
 
 
 def artifact_path(host: Host, digest: str) -> Path:
@@ -78,7 +104,8 @@ def text_of(tokenizer: Any, ids: list[int]) -> str:
 
 
 @lru_cache(maxsize=2)
-def _open(model: str, artifact: str | None, home: str) -> OpenModel:
+def _open(model: str, fingerprint: str, artifact: str | None, home: str) -> OpenModel:
+    """Kept open for the next answer; the fingerprint tells apart what a folder held before and holds now."""
     host = Host.at(home)
     return load_model(facts(model, host), host) if artifact is None else open_artifact(Path(artifact), host)
 

@@ -6,7 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from backend.errors import UserError
 from backend.progress import Update
+from backend.sampling import printable
 from backend.steps import generate
 from tests.tiny import make_model
 
@@ -31,3 +33,44 @@ def test_an_answer_is_written_by_few_threads_and_told_as_it_grows(
     assert set(threads) == {max(1, cores // 4)}
     assert texts[-1] == made["text"]
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PARETOSCOPE_ROOTS", str(tmp_path))
+    monkeypatch.setenv("PARETOSCOPE_DEVICE", "cpu")
+    return str(tmp_path / "home")
+
+
+def test_the_same_answer_is_never_written_twice(tmp_path, home) -> None:
+    model, told = make_model(tmp_path / "model"), []
+    first = generate(str(model), None, "the prompt", {"max_tokens": 6}, home, told.append)
+    written = len(told)
+    assert generate(str(model), None, "the prompt", {"max_tokens": 6}, home, told.append) == first
+    assert len(told) == written, "it was kept"
+    other = generate(str(model), None, "the prompt", {"max_tokens": 7}, home, told.append)
+    assert other["tokens"][:6] == first["tokens"]
+    assert len(told) > written
+    # Other weights under the same name are another model.
+    make_model(model, hidden_size=64)
+    assert generate(str(model), None, "the prompt", {"max_tokens": 6}, home, told.append) != first
+
+
+def test_an_answer_goes_on_from_the_tokens_that_it_was_given(tmp_path, home) -> None:
+    model = str(make_model(tmp_path / "model"))
+    free = generate(model, None, "the prompt", {"max_tokens": 6}, home, lambda update: None)
+    ids = [token for token, _ in free["tokens"]]
+    again = {"begin": ids[:2], "max_tokens": 4}
+    assert generate(model, None, "the prompt", again, home, lambda update: None)["tokens"] == free["tokens"]
+    forced = {"begin": [*ids[:2], 40], "max_tokens": 3}
+    made = generate(model, None, "the prompt", forced, home, lambda update: None)
+    assert [token for token, _ in made["tokens"]][:3] == forced["begin"]
+    assert len(made["tokens"]) == 6
+    bare = generate(model, None, "", {"begin": [40, 50, 60], "max_tokens": 2}, home, lambda update: None)
+    assert len(bare["tokens"]) == 5
+    with pytest.raises(UserError, match="no token 5000"):
+        generate(model, None, "", {"begin": [5000], "max_tokens": 2}, home, lambda update: None)
+
+
+def test_characters_that_nobody_sees_are_left_out_of_prompts() -> None:
+    assert printable("a\x00b\r\nc\td\x1b[31m\ud800é\x85") == "ab\nc\td[31mé"
