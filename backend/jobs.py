@@ -6,7 +6,10 @@ run's current one is turned away, so an old workflow never touches a run that wa
 The work itself is `backend.worker`'s.
 """
 
+import hashlib
+import json
 import shutil
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,15 +29,22 @@ from backend.sampling import Sampling, printable
 from backend.starter import starter_sweep
 from backend.sweep import parse_sweep
 from backend.text import check_text
-from store import files, generations, results, runs
+from store import files, generations, results, runs, switches, tasks
 from store.database import Database, open_database
 
 COMPUTE, INTERACTIVE = "compute", "interactive"
+# The kinds of tasks, each a function of that name in backend.steps, and who answers them: what takes seconds
+# does not wait for runs, what takes minutes stands in line with them.
+TASKS = {"levels": COMPUTE, "surgery": INTERACTIVE, "read": INTERACTIVE}
 LONGEST_PROMPT = 20_000
 MOST_ANSWERS = 8
 MOST_PROMPTS = 40
-# On SQLite the engine counts time in seconds: within one priority the tickets keep the order.
-_TICKETS = 2_000_000
+# Another number makes kept answers of tasks unread.
+TASK_FORMAT = 1
+# On SQLite the engine counts time in seconds: within one priority the places keep the order.
+_PLACES = 2_000_000
+# Somebody looks at the page that asked; runs from the page have 10, of sweeps 20.
+_TASK_PRIORITY = 5
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Jobs:
         except runs.QuotaReached as reached:
             raise UserError(f"{reached}; wait for one to finish or cancel one") from None
         if created:
-            self._enqueue(run_id, ticket, priority)
+            enqueue_run(self._client, runs.Spot(run_id, ticket, priority, ticket))
         return Submitted(run_id, created)
 
     def submit_sweep(
@@ -141,19 +151,62 @@ class Jobs:
         row = self._own(run_id, user)
         ticket = runs.retry_run(self.database, run_id)
         if ticket is not None:
-            self._enqueue(run_id, ticket, row["priority"])
+            enqueue_run(self._client, runs.Spot(run_id, ticket, row["priority"], ticket))
         return ticket is not None
+
+    def retry_mine(self, user: str) -> int:
+        """Queue all failed runs of this user again; how many that were."""
+        failed = results.runs(self.database, statuses=("failed",))
+        # The one that was asked for first is tried first again.
+        mine = failed[failed["user"] == user].sort_values("created", kind="stable")["id"]
+        return sum(self.retry(str(run_id)) for run_id in mine)
 
     def set_priority(self, run_id: str, priority: int, user: str | None = None) -> bool:
         """Move a queued run: lower runs first."""
         if not 1 <= priority <= 1000:
             raise UserError(f"priority {priority} is not allowed; take 1 (first) to 1000 (last)")
         row = self._own(run_id, user)
-        ticket = runs.set_priority(self.database, run_id, priority)
-        if ticket is not None:
-            self._drop(run_id, row["ticket"])
-            self._enqueue(run_id, ticket, priority)
-        return ticket is not None
+        spot = runs.set_priority(self.database, run_id, priority)
+        if spot is not None:
+            self._move(row["ticket"], spot)
+        return spot is not None
+
+    def move(self, run_id: str, by: int, user: str | None = None) -> None:
+        """Let a queued run change places with its neighbour: -1 is earlier, 1 later; at the end it stays."""
+        row = self._own(run_id, user)
+        line = [run.id for run in results.queue(self.database) if run.status == "queued"]
+        if run_id not in line:
+            raise UserError(f"run {run_id} is not waiting any more")
+        place = line.index(run_id) + by
+        if not 0 <= place < len(line):
+            return
+        other = results.run(self.database, line[place])
+        pair = (run_id, line[place]) if by > 0 else (line[place], run_id)
+        spots = runs.swap(self.database, *pair)
+        if other is None or spots is None:
+            raise UserError(f"run {run_id} or its neighbour is not waiting any more")
+        tickets = {run_id: row["ticket"], other["id"]: other["ticket"]}
+        for spot in spots:
+            self._move(tickets[spot.run_id], spot)
+
+    def move_to_front(self, run_id: str, user: str | None = None) -> None:
+        """Let a queued run be the next one."""
+        row = self._own(run_id, user)
+        spot = runs.move_to_front(self.database, run_id)
+        if spot is None:
+            raise UserError(f"run {run_id} is not waiting any more")
+        self._move(row["ticket"], spot)
+
+    def pause(self, user: str) -> bool:
+        """Let no worker start another run; what runs goes on. Whether it was not paused before.
+
+        Anybody may: the queue belongs to all who may log in.
+        """
+        return switches.turn_on(self.database, switches.PAUSED, {"by": user, "since": time.time()})
+
+    def resume(self) -> bool:
+        """Let the workers go on; whether the queue was paused."""
+        return switches.turn_off(self.database, switches.PAUSED)
 
     def remove(self, run_id: str, user: str | None = None) -> None:
         """Take a run, its numbers and its artifact away for good."""
@@ -219,6 +272,24 @@ class Jobs:
                 enqueue_generation(self._client, generation_id)
         return set_id
 
+    def ask(self, kind: str, model: str, arguments: Mapping[str, Any], user: str = "anonymous") -> str:
+        """The id of a task that answers this question; asked again, it is the same task and done once.
+
+        A failed or cancelled one starts anew. UserError for a model that cannot be used.
+        """
+        known = [kind, facts(model, self.host).fingerprint, dict(arguments), TASK_FORMAT]
+        task_id = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        attempt = tasks.ask(
+            self.database, task_id=task_id, kind=kind, model=model, arguments=arguments, user=user
+        )
+        if attempt is not None:
+            enqueue_task(self._client, task_id, kind, attempt)
+        return task_id
+
+    def cancel_task(self, task_id: str) -> str | None:
+        """The status after asking; None when there is no such task."""
+        return tasks.cancel(self.database, task_id)
+
     def cancel_generation(self, group_id: str) -> None:
         """Stop a group: what has been written so far stays."""
         for generation_id in generations.cancel(self.database, group_id):
@@ -240,8 +311,10 @@ class Jobs:
             raise UserError(f"run {run_id} belongs to {row['user']}, only they may change it")
         return row
 
-    def _enqueue(self, run_id: str, ticket: int, priority: int) -> None:
-        enqueue_run(self._client, run_id, ticket, priority)
+    def _move(self, old_ticket: int, spot: runs.Spot) -> None:
+        if spot.ticket != old_ticket:
+            self._drop(spot.run_id, old_ticket)
+            enqueue_run(self._client, spot)
 
     def _drop(self, run_id: str, ticket: int) -> None:
         """Tidy the engine's queue; the store's ticket already decides."""
@@ -266,15 +339,16 @@ def workflow_id(run_id: str, ticket: int) -> str:
     return f"{run_id}-{ticket}"
 
 
-def enqueue_run(client: DBOSClient, run_id: str, ticket: int, priority: int) -> None:
-    """Hand a run to the worker that is free next; lower priorities first, then lower tickets."""
+def enqueue_run(client: DBOSClient, spot: runs.Spot) -> None:
+    """Hand a run to the worker that is free next; lower priorities first, then lower places."""
     options: EnqueueOptions = {
         "workflow_name": "run",
         "queue_name": COMPUTE,
-        "workflow_id": workflow_id(run_id, ticket),
-        "priority": max(1, priority) * _TICKETS + ticket % _TICKETS,
+        "workflow_id": workflow_id(spot.run_id, spot.ticket),
+        # From the middle: a run moved to the front of a young queue has a place below zero.
+        "priority": max(1, spot.priority) * _PLACES + (spot.place + _PLACES // 2) % _PLACES,
     }
-    client.enqueue(options, run_id, ticket)
+    client.enqueue(options, spot.run_id, spot.ticket)
 
 
 def enqueue_generation(client: DBOSClient, generation_id: str) -> None:
@@ -285,6 +359,23 @@ def enqueue_generation(client: DBOSClient, generation_id: str) -> None:
         "workflow_id": generation_id,
     }
     client.enqueue(options, generation_id)
+
+
+def task_workflow_id(task_id: str, attempt: int) -> str:
+    """The engine's name for an attempt at a task."""
+    return f"task-{task_id}-{attempt}"
+
+
+def enqueue_task(client: DBOSClient, task_id: str, kind: str, attempt: int) -> None:
+    """Hand a task to the worker that is free next; on the line of runs it stands before most of them."""
+    options: EnqueueOptions = {
+        "workflow_name": "task",
+        "queue_name": TASKS[kind],
+        "workflow_id": task_workflow_id(task_id, attempt),
+    }
+    if TASKS[kind] == COMPUTE:
+        options["priority"] = _TASK_PRIORITY * _PLACES
+    client.enqueue(options, task_id, attempt)
 
 
 def prepare_queue(host: Host, database: Database) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -24,9 +24,19 @@ from backend.caches import trim
 from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted, outcome_of
 from backend.errors import UserError
 from backend.host import Host
-from backend.jobs import COMPUTE, INTERACTIVE, enqueue_generation, enqueue_run, prepare_queue, workflow_id
-from backend.watch import LOOK_SECONDS, AnswerWatch, RunWatch, flush_log, steps_of
-from store import files, generations, measurements, results, runs
+from backend.jobs import (
+    COMPUTE,
+    INTERACTIVE,
+    TASKS,
+    enqueue_generation,
+    enqueue_run,
+    enqueue_task,
+    prepare_queue,
+    task_workflow_id,
+    workflow_id,
+)
+from backend.watch import LOOK_SECONDS, AnswerWatch, RunWatch, TaskWatch, flush_log, steps_of
+from store import files, generations, measurements, results, runs, switches, tasks
 from store.database import open_database
 
 # The artifact's format, not the code's hash: a new release goes on with what an old one began.
@@ -107,6 +117,10 @@ class Worker:
         def generate(generation_id: str) -> None:
             self._answer(generation_id)
 
+        @DBOS.workflow(name="task", max_recovery_attempts=None)
+        def task(task_id: str, attempt: int) -> None:
+            self._task(task_id, attempt)
+
         self._compress, self._measure = compress, measure
 
     def _watch(self) -> None:
@@ -128,23 +142,40 @@ class Worker:
                 client.resume_workflow(workflow_id(run_id, ticket), queue_name=COMPUTE)
             except error.DBOSNonExistentWorkflowError:
                 # The queue's own database was lost or replaced; the store still knows what is wanted.
-                enqueue_run(client, run_id, *runs.requeue_lost(self.database, run_id))
+                enqueue_run(client, runs.requeue_lost(self.database, run_id))
         for generation_id in generations.claim_stale(self.database, self.name, self.host.stale_after):
             with suppress(error.DBOSNonExistentWorkflowError):
                 client.resume_workflow(generation_id, queue_name=INTERACTIVE)
+        for task_id, attempt in tasks.claim_stale(self.database, self.name, self.host.stale_after):
+            row = results.task(self.database, task_id)
+            if row is not None and row["kind"] in TASKS:
+                with suppress(error.DBOSNonExistentWorkflowError):
+                    name = task_workflow_id(task_id, attempt)
+                    client.resume_workflow(name, queue_name=TASKS[row["kind"]])
         # Somebody was killed between store and queue, and the two disagree: a new ticket is always safe.
-        for run_id, ticket, priority in runs.waiting(self.database)[:1]:
-            known = client.list_workflows(
-                workflow_ids=[workflow_id(run_id, ticket)], status=["ENQUEUED", "PENDING"], load_input=False
-            )
-            row = results.run(self.database, run_id)
-            waited = row is not None and time.time() - row["enqueued"] > self.host.stale_after
-            if not known and not self._busy and waited:
-                fresh = runs.set_priority(self.database, run_id, priority)
-                if fresh is not None:
-                    enqueue_run(client, run_id, fresh, priority)
+        first = runs.first_waiting(self.database)
+        if first is not None and not self._busy and not self._is_known(client, first):
+            row = results.run(self.database, first.run_id)
+            if row is not None and time.time() - row["enqueued"] > self.host.stale_after:
+                self._renew(client, first)
         for generation_id in generations.waiting(self.database):
             enqueue_generation(client, generation_id)
+        for task_id, kind, attempt in tasks.waiting(self.database):
+            if kind in TASKS:
+                enqueue_task(client, task_id, kind, attempt)
+
+    def _is_known(self, client: DBOSClient, spot: runs.Spot) -> bool:
+        """Whether the engine keeps a queued run for a worker, or a worker that lives holds it."""
+        name = workflow_id(spot.run_id, spot.ticket)
+        workers = results.workers(self.database, self.host.stale_after)
+        alive = set(workers.loc[workers["alive"], "id"])
+        known = client.list_workflows(workflow_ids=[name], status=["ENQUEUED", "PENDING"], load_input=False)
+        return any(found.status == "ENQUEUED" or found.executor_id in alive for found in known)
+
+    def _renew(self, client: DBOSClient, spot: runs.Spot) -> None:
+        fresh = runs.renew(self.database, spot.run_id, spot.ticket)
+        if fresh is not None:
+            enqueue_run(client, fresh)
 
     def _stop(self) -> None:
         self._compute.close()
@@ -205,7 +236,40 @@ class Worker:
                 return True
         return False
 
+    def _hold(self, waits: Callable[[], bool]) -> bool:
+        """Sit out a pause of the queue for what still waits; whether there was one."""
+        held = False
+        while results.switch(self.database, switches.PAUSED) is not None and waits():
+            held = True
+            if self._stopping.wait(LOOK_SECONDS):
+                raise Interrupted
+        return held
+
+    def _let_through(self, run_id: str, ticket: int) -> bool:
+        """Wait while the queue is paused; whether the run's turn has come by then.
+
+        A run that was under way when its worker was stopped is not held up: pausing lets it finish.
+        """
+
+        def waits() -> bool:
+            row = results.run(self.database, run_id)
+            return row is not None and row["status"] == "queued" and row["ticket"] == ticket
+
+        held = self._hold(waits)
+        first = runs.first_waiting(self.database) if held else None
+        if first is None or first.run_id == run_id:
+            return True
+        # Another was moved before it meanwhile: this one goes back to its place.
+        row = results.run(self.database, run_id)
+        if row is not None and row["status"] == "queued":
+            client = DBOSClient(system_database_url=self.host.queue_url)
+            self._renew(client, runs.Spot(run_id, ticket, row["priority"], row["place"]))
+            client.destroy()
+        return False
+
     def _work(self, run_id: str, ticket: int) -> None:
+        if not self._let_through(run_id, ticket):
+            return
         if not runs.start_run(self.database, run_id, ticket, self.name):
             return
         self._busy += 1
@@ -313,3 +377,33 @@ class Worker:
             generations.finish(self.database, generation_id, "failed", error=str(problem))
         except ComputeFailed as problem:
             generations.finish(self.database, generation_id, "failed", error=str(problem))
+
+    def _task(self, task_id: str, attempt: int) -> None:
+        def waits() -> bool:
+            row = results.task(self.database, task_id)
+            if row is None or TASKS.get(row["kind"]) != COMPUTE:
+                return False
+            return (row["status"], row["attempt"]) == ("queued", attempt)
+
+        self._hold(waits)
+        if not tasks.start(self.database, task_id, attempt, self.name):
+            return
+        row = results.task(self.database, task_id)
+        assert row is not None
+        long = TASKS[row["kind"]] == COMPUTE
+        compute = self._compute if long else self._answers
+        arguments = {**row["arguments"], "model": row["model"], "home": str(self.host.home)}
+        watch = TaskWatch(self.database, task_id, attempt)
+        self._busy += long
+        status: str = "failed"
+        made, told = None, None
+        try:
+            made = compute.call(row["kind"], arguments, watch.told, watch.should_stop, poll=LOOK_SECONDS)
+            status = "done"
+        except Cancelled:
+            status = "cancelled"
+        except (UserError, ComputeDied, ComputeFailed) as problem:
+            told = str(problem)
+        finally:
+            self._busy -= long
+        tasks.finish(self.database, task_id, attempt, status, result=made, error=told)

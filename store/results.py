@@ -13,7 +13,19 @@ import pandas as pd
 from sqlalchemy import Select, func, select
 
 from store.database import Database
-from store.tables import Counter, Generation, Layer, Log, Measurement, Protocol, Run, Series, Worker
+from store.tables import (
+    Counter,
+    Generation,
+    Layer,
+    Log,
+    Measurement,
+    Protocol,
+    Run,
+    Series,
+    Switch,
+    Task,
+    Worker,
+)
 
 # What a point on a plot tells of its run; the rest is on the run's card.
 _POINT_COLUMNS = (
@@ -148,7 +160,7 @@ def queue(database: Database) -> list[QueuedRun]:
             select(*columns).where(Run.status == "running").order_by(Run.started)
         ).all()
         waiting = connection.execute(
-            select(*columns).where(Run.status == "queued").order_by(Run.priority, Run.enqueued, Run.id)
+            select(*columns).where(Run.status == "queued").order_by(Run.priority, Run.place, Run.id)
         ).all()
     placed = [(0, row) for row in running] + list(enumerate(waiting, start=1))
     return [QueuedRun(position, **row._mapping) for position, row in placed]
@@ -175,12 +187,28 @@ def generations(database: Database, group_id: str) -> pd.DataFrame:
     return frame
 
 
+def task(database: Database, task_id: str) -> dict[str, Any] | None:
+    """All columns of a task, its arguments and result read from JSON; the result is empty until the end."""
+    with database.read() as connection:
+        row = connection.execute(select(*Task.__table__.columns).where(Task.id == task_id)).mappings().first()
+    if row is None:
+        return None
+    return {**row, **{key: json.loads(row[key] or "{}") for key in ("arguments", "result")}}
+
+
 def workers(database: Database, stale_after: float = 30.0) -> pd.DataFrame:
     """The workers, the liveliest first; `alive`: the heartbeat is fresh and the worker has not stopped."""
     frame = _frame(database, select(*Worker.__table__.columns).order_by(Worker.heartbeat.desc()))
     fresh = frame["heartbeat"].astype(float) > time.time() - stale_after
     frame["alive"] = fresh & (frame["state"] != "stopped")
     return frame
+
+
+def switch(database: Database, name: str) -> dict[str, Any] | None:
+    """What was said when a switch was turned on; None while it is off."""
+    with database.read() as connection:
+        value = connection.execute(select(Switch.value).where(Switch.name == name)).scalar()
+    return None if value is None else json.loads(value)
 
 
 def counts(database: Database) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -19,6 +19,15 @@ _CLEARED = (
     *("broken", "error", "error_kind", "suggestion", "started", "finished", "worker", "heartbeat", "stage"),
     *("done", "total", "detail", "fraction", "eta_seconds", "memory_bytes", "tokens_per_second", "seconds"),
 )
+
+
+class Spot(NamedTuple):
+    """Where a queued run stands: lower priorities first, then lower places."""
+
+    run_id: str
+    ticket: int
+    priority: int
+    place: int
 
 
 class QuotaReached(Exception):
@@ -69,6 +78,7 @@ def create_run(
                         status="queued",
                         attempt=1,
                         ticket=ticket,
+                        place=ticket,
                         version=0,
                         created=now,
                         enqueued=now,
@@ -97,16 +107,55 @@ def retry_run(database: Database, run_id: str) -> int | None:
         return ticket
 
 
-def set_priority(database: Database, run_id: str, priority: int) -> int | None:
-    """The new ticket of a queued run, with which it stands at its new place; None for any other."""
+def set_priority(database: Database, run_id: str, priority: int) -> Spot | None:
+    """Where a queued run stands now: last of its new priority; None for any other run."""
     with database.write() as connection:
-        row = _locked(connection, run_id)
-        if row is None or row.status != "queued":
+        if _queued(connection, run_id) is None:
             return None
         ticket = next_ticket(connection)
-        connection.execute(update(Run).where(Run.id == run_id).values(priority=priority, ticket=ticket))
+        spot = _put(connection, Spot(run_id, ticket, priority, ticket))
         bump(connection)
-        return ticket
+        return spot
+
+
+def move_to_front(database: Database, run_id: str) -> Spot | None:
+    """Where a queued run stands now, before all others; None for any other run."""
+    with database.write() as connection:
+        if _queued(connection, run_id) is None:
+            return None
+        first = connection.execute(_in_order().limit(1)).one()
+        if first.id == run_id:
+            return Spot(*first)
+        spot = _put(connection, Spot(run_id, next_ticket(connection), first.priority, first.place - 1))
+        bump(connection)
+        return spot
+
+
+def swap(database: Database, before: str, after: str) -> tuple[Spot, Spot] | None:
+    """Where two queued neighbours stand now: `after` first; None when one of them waits no more.
+
+    The later one takes the other's place, and with it its priority.
+    """
+    with database.write() as connection:
+        first, second = (_queued(connection, run_id) for run_id in (before, after))
+        if first is None or second is None:
+            return None
+        tickets = next_ticket(connection), next_ticket(connection)
+        # As the last of its priority it stands before all that the other one left behind.
+        place = second.place if second.priority == first.priority else tickets[1]
+        moved = _put(connection, Spot(after, tickets[0], first.priority, first.place))
+        other = _put(connection, Spot(before, tickets[1], first.priority, place))
+        bump(connection)
+        return moved, other
+
+
+def renew(database: Database, run_id: str, ticket: int) -> Spot | None:
+    """The same spot with a new ticket; None when the run waits no more, or not with this ticket."""
+    with database.write() as connection:
+        row = _queued(connection, run_id)
+        if row is None or row.ticket != ticket:
+            return None
+        return _put(connection, row._replace(ticket=next_ticket(connection)))
 
 
 def start_run(database: Database, run_id: str, ticket: int, worker: str) -> bool:
@@ -246,17 +295,18 @@ def write_worker(
         bump(connection)
 
 
-def requeue_lost(database: Database, run_id: str) -> tuple[int, int]:
-    """(new ticket, priority) of a running run that the queue has lost: it waits again from now on."""
+def requeue_lost(database: Database, run_id: str) -> Spot:
+    """Where a running run stands that the queue has lost: it waits again from now on."""
     with database.write() as connection:
+        ticket = next_ticket(connection)
         row = connection.execute(
             update(Run)
             .where(Run.id == run_id)
-            .values(status="queued", ticket=next_ticket(connection), enqueued=time.time(), stage=None)
-            .returning(Run.ticket, Run.priority)
+            .values(status="queued", ticket=ticket, place=ticket, enqueued=time.time(), stage=None)
+            .returning(Run.priority)
         ).one()
         bump(connection)
-    return row.ticket, row.priority
+    return Spot(run_id, ticket, row.priority, ticket)
 
 
 def claim_stale(database: Database, worker: str, stale_after: float) -> list[tuple[str, int]]:
@@ -275,12 +325,27 @@ def claim_stale(database: Database, worker: str, stale_after: float) -> list[tup
     return [(row.id, row.ticket) for row in rows]
 
 
-def waiting(database: Database) -> list[tuple[str, int, int]]:
-    """(id, ticket, priority) of what is queued, in order."""
-    query = select(Run.id, Run.ticket, Run.priority).where(Run.status == "queued")
+def first_waiting(database: Database) -> Spot | None:
+    """The queued run whose turn it is."""
     with database.read() as connection:
-        rows = connection.execute(query.order_by(Run.priority, Run.enqueued)).all()
-    return [(row.id, row.ticket, row.priority) for row in rows]
+        row = connection.execute(_in_order().limit(1)).first()
+    return None if row is None else Spot(*row)
+
+
+def _in_order() -> Any:
+    columns = select(Run.id, Run.ticket, Run.priority, Run.place).where(Run.status == "queued")
+    return columns.order_by(Run.priority, Run.place, Run.id)
+
+
+def _queued(connection: Connection, run_id: str) -> Spot | None:
+    row = connection.execute(_in_order().where(Run.id == run_id).with_for_update()).first()
+    return None if row is None else Spot(*row)
+
+
+def _put(connection: Connection, spot: Spot) -> Spot:
+    told = {"ticket": spot.ticket, "priority": spot.priority, "place": spot.place}
+    connection.execute(update(Run).where(Run.id == spot.run_id).values(**told))
+    return spot
 
 
 def _ours(run_id: str, ticket: int, worker: str) -> ColumnElement[bool]:
@@ -306,6 +371,7 @@ def _requeue(connection: Connection, run_id: str, ticket: int, now: float, asked
             status="queued",
             attempt=Run.attempt + 1,
             ticket=ticket,
+            place=ticket,
             enqueued=now,
             cancel_requested=False,
             **dict.fromkeys(_CLEARED),

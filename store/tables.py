@@ -25,7 +25,7 @@ class Run(Table):
 
     __tablename__ = "runs"
     __table_args__ = (
-        Index(None, "status", "priority", "enqueued"),
+        Index(None, "status", "priority", "place"),
         Index(None, "created"),
         Index(None, "version"),
         Index(None, "sweep_id"),
@@ -49,9 +49,11 @@ class Run(Table):
     priority: Mapped[int]
     # The value of the counter `results` when this run's point last changed.
     version: Mapped[int] = mapped_column(BigInteger)
-    # How often the run was asked for, and the number of its current place in the queue.
+    # How often the run was asked for, and the number under which it is queued now.
     attempt: Mapped[int]
     ticket: Mapped[int]
+    # Lower places of one priority run first; it is the ticket until somebody moves the run.
+    place: Mapped[int] = mapped_column(BigInteger)
     created: Mapped[float]
     enqueued: Mapped[float]
     started: Mapped[float | None]

@@ -95,7 +95,7 @@ def test_a_quota_counts_what_is_queued_or_running(database: Database, add: Calla
 
 def test_an_old_ticket_or_another_worker_is_turned_away(database: Database, add: Callable[..., str]) -> None:
     run_id = add()
-    assert runs.set_priority(database, run_id, 3) == 2
+    assert runs.set_priority(database, run_id, 3) == (run_id, 2, 3, 2)
     assert not runs.start_run(database, run_id, 1, WORKER)
     assert runs.start_run(database, run_id, 2, WORKER)
     assert runs.set_priority(database, run_id, 1) is None
@@ -180,3 +180,58 @@ def test_every_visible_write_grows_the_data_version(database: Database, add: Cal
     look(point=True)
     runs.remove_run(database, run_id)
     look(point=True)
+
+
+def line(database: Database) -> list[str]:
+    return [run.id for run in results.queue(database) if run.status == "queued"]
+
+
+def test_neighbours_change_places_and_nobody_else_moves(database: Database, add: Callable[..., str]) -> None:
+    a, b, c = (add(priority=10) for _ in range(3))
+    d, e = (add(priority=20) for _ in range(2))
+    old = {run_id: ticket(database, run_id) for run_id in (a, b, c, d, e)}
+    moved, other = runs.swap(database, b, c) or pytest.fail("both wait")
+    assert line(database) == [a, c, b, d, e]
+    assert (moved.run_id, other.run_id) == (c, b)
+    assert min(moved.ticket, other.ticket) > max(old.values())
+    # Across priorities the later one takes the earlier one's priority.
+    runs.swap(database, b, d)
+    assert line(database) == [a, c, d, b, e]
+    assert [run.priority for run in results.queue(database)] == [10, 10, 10, 10, 20]
+    late = add(priority=10)
+    assert line(database) == [a, c, d, b, late, e]
+    runs.swap(database, a, c)
+    runs.swap(database, c, a)
+    assert line(database)[:2] == [a, c]
+
+
+def test_a_run_goes_to_the_front_as_often_as_it_is_asked(database: Database, add: Callable[..., str]) -> None:
+    a, b, c = add(priority=1), add(priority=10), add(priority=20)
+    for run_id, expected in ((c, [c, a, b]), (b, [b, c, a]), (b, [b, c, a]), (a, [a, b, c])):
+        spot = runs.move_to_front(database, run_id)
+        assert spot is not None
+        assert spot.ticket == ticket(database, run_id)
+        assert line(database) == expected
+        first = runs.first_waiting(database)
+        assert first is not None
+        assert first.run_id == run_id
+
+
+def test_what_does_not_wait_is_not_moved(
+    database: Database, add: Callable[..., str], start: Callable[..., str]
+) -> None:
+    running, waiting = start(), add()
+    assert runs.move_to_front(database, running) is None
+    assert runs.swap(database, running, waiting) is None
+    assert runs.renew(database, running, ticket(database, running)) is None
+    assert line(database) == [waiting]
+
+
+def test_a_new_ticket_keeps_the_place(database: Database, add: Callable[..., str]) -> None:
+    first, second = add(), add()
+    old = ticket(database, first)
+    spot = runs.renew(database, first, old)
+    assert spot is not None
+    assert spot.ticket > ticket(database, second)
+    assert line(database) == [first, second]
+    assert runs.renew(database, first, old) is None
