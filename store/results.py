@@ -178,10 +178,10 @@ def recent_seconds(database: Database, limit: int = 200) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_PHASES)
 
 
-def generations(database: Database, group_id: str) -> pd.DataFrame:
-    """The answers of a group in their order; `tokens` is a list of [id, piece], empty until the end."""
-    query = select(*Generation.__table__.columns).where(Generation.group_id == group_id)
-    frame = _frame(database, query.order_by(Generation.position))
+def generations(database: Database, *group_ids: str) -> pd.DataFrame:
+    """The answers of groups in their order; `tokens` is a list of [id, piece], empty until the end."""
+    query = select(*Generation.__table__.columns).where(Generation.group_id.in_(group_ids))
+    frame = _frame(database, query.order_by(Generation.group_id, Generation.position))
     frame["tokens"] = [[] if pd.isna(tokens) else json.loads(tokens) for tokens in frame["tokens"]]
     frame["settings"] = [json.loads(settings) for settings in frame["settings"]]
     return frame
