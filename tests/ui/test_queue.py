@@ -9,7 +9,7 @@ from backend.errors import UserError
 from backend.recipe import parse_recipe
 from store import results, runs
 from tests.ui import made_up
-from ui.pages import queue
+from ui.pages import explore, queue
 
 
 def queued(jobs, count=3):
@@ -58,6 +58,7 @@ def test_a_running_run_shows_stage_progress_and_time_left(jobs):
         "900.0 MB",
         "compress",
         "gptq 3-bit g64",
+        "<b>cpu</b><span>device</span>",
     ):
         assert told in page
 
@@ -95,14 +96,42 @@ def real(jobs, tiny):
     return [jobs.submit(parse_recipe(recipe | {"seed": seed})).run_id for seed in range(3)]
 
 
-def test_runs_move_past_their_neighbours(jobs, real):
+def test_runs_move_one_place_or_to_the_front(jobs, real):
+    first, second, third = real
     assert order(jobs) == real
-    queue.act(jobs, "up", real[2], "anonymous")
-    assert order(jobs)[0] == real[2]
-    queue.act(jobs, "down", real[2], "anonymous")
-    assert order(jobs)[-1] == real[2]
-    queue.act(jobs, "up", real[0], "anonymous")
-    assert order(jobs)[0] == real[0]
+    for action, run_id, expected in (
+        ("up", third, [first, third, second]), ("down", first, [third, first, second]),
+        ("up", third, [third, first, second]), ("front", second, [second, third, first]),
+    ):  # fmt: skip
+        queue.act(jobs, action, run_id, "anonymous")
+        assert order(jobs) == expected
+
+
+def test_a_pause_is_told_on_every_page_that_shows_work_until_it_is_resumed(jobs, filled):
+    assert "Pause the queue" in queue.overview(jobs)
+    queue.act(jobs, "pause", "", "<ada>")
+    page = queue.overview(jobs)
+    assert "Paused by &lt;ada&gt;, just now" in page
+    assert "Resume" in page
+    assert "Pause the queue" not in page
+    told = explore.activity(jobs)
+    assert "Paused by &lt;ada&gt;" in told
+    assert "Resume" not in told
+    queue.act(jobs, "resume", "", "bob")
+    assert "Paused" not in queue.overview(jobs) + explore.activity(jobs)
+
+
+def test_all_failed_runs_of_one_person_are_queued_again(jobs, real):
+    for run_id in real[:2]:
+        row = results.run(jobs.database, run_id)
+        runs.start_run(jobs.database, run_id, row["ticket"], "local")
+        runs.finish_run(jobs.database, run_id, row["ticket"], "local", "failed", error="no", error_kind="bug")
+    assert order(jobs) == real[2:]
+    assert "Retry all failed of mine" in queue.overview(jobs)
+    queue.act(jobs, "retry-mine", "", "somebody else")
+    assert order(jobs) == real[2:]
+    queue.act(jobs, "retry-mine", "", "anonymous")
+    assert order(jobs) == [real[2], real[0], real[1]]
 
 
 def test_a_cancelled_run_can_be_retried(jobs, real):

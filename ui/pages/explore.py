@@ -13,6 +13,7 @@ from backend.jobs import Jobs
 from backend.registry import discover
 from store import results
 from ui import charts
+from ui.pages.queue import pause_notice
 from ui.panel import address, banner, download, link, panel
 from ui.plot import plot
 from ui.quantities import duration
@@ -36,10 +37,10 @@ def figure(shown: pd.DataFrame, view: View, kinds: Mapping[str, str]) -> str:
 
 
 def activity(jobs: Jobs) -> str:
-    """What the worker does now, in one line; empty when nothing waits."""
-    waiting = results.queue(jobs.database)
-    if not waiting:
-        return ""
+    """What the worker does now, in one line, and who paused the queue; empty when nothing waits."""
+    waiting, paused = results.queue(jobs.database), pause_notice(jobs)
+    if paused or not waiting:
+        return paused
     way = '<a href="queue">See the queue</a>'
     if not results.workers(jobs.database, jobs.host.stale_after)["alive"].any():
         count = f"{len(waiting)} run{' waits' if len(waiting) == 1 else 's wait'}"

@@ -1,4 +1,4 @@
-"""Queue: what works, what waits and what ended, the same for every browser; cancel, retry, move."""
+"""Queue: what works, what waits and what ended, the same for every browser; cancel, retry, move, pause."""
 
 import time
 from collections.abc import Sequence
@@ -43,7 +43,20 @@ def worker_notice(jobs: Jobs, waiting: Sequence[QueuedRun]) -> str:
     return f'<p class="note" id="worker-state">{"; ".join(told)}</p>'
 
 
-def working(run: QueuedRun) -> str:
+def pause_notice(jobs: Jobs, can_resume: bool = False) -> str:
+    """Who paused the queue and since when; empty while it is not."""
+    paused = results.switch(jobs.database, "paused")
+    if paused is None:
+        return ""
+    act_ = button("Resume", "resume") if can_resume else '<a href="queue">See the queue</a>'
+    who, since = escape(str(paused["by"])), age(paused["since"])
+    return banner(
+        f"<b>Paused by {who}, {since}.</b> A run under way finishes, no other starts. "
+        f'Moving and cancelling still count. <span class="acts">{act_}</span>'
+    )
+
+
+def working(run: QueuedRun, device: str = "") -> str:
     """The card of a run that works now."""
     fraction = run.fraction if is_number(run.fraction) else None
     counted = f"{run.done} of {run.total}" if run.total and run.total > 1 else ""
@@ -55,6 +68,7 @@ def working(run: QueuedRun) -> str:
         "memory": byte_size(run.memory_bytes) if is_number(run.memory_bytes) else "",
         "running for": duration(time.time() - run.started) if run.started else "",
         "worker": run.worker or "",
+        "device": device,
     }
     state = "; being cancelled" if run.cancel_requested else ""
     width = 100 * (fraction or 0)
@@ -77,8 +91,9 @@ def waiting_table(waiting: Sequence[QueuedRun]) -> str:
     lines = []
     for run in waiting[:MOST_WAITING]:
         acts = (
-            button("\N{UPWARDS ARROW}", "up", run.id, hint="Run earlier")
-            + button("\N{DOWNWARDS ARROW}", "down", run.id, hint="Run later")
+            button("To the front", "front", run.id)
+            + button("\N{UPWARDS ARROW}", "up", run.id, hint="Run one place earlier")
+            + button("\N{DOWNWARDS ARROW}", "down", run.id, hint="Run one place later")
             + button("Cancel", "cancel", run.id, danger=True)
         )
         told = f"{run.id}, {run.model}, by {run.user}, {age(run.created)}"
@@ -116,7 +131,8 @@ def ended_table(ended: pd.DataFrame) -> str:
                 f'<span class="acts end">{acts}</span>',
             )
         )
-    return card(f"<h3>Ended lately</h3>{table((), lines, numeric_from=2)}", "ended")
+    retry = button("Retry all failed of mine", "retry-mine") if (ended["status"] == "failed").any() else ""
+    return card(f"{top('<h3>Ended lately</h3>', retry)}{table((), lines, numeric_from=2)}", "ended")
 
 
 def _cause(run: dict[str, Any]) -> str:
@@ -137,11 +153,24 @@ def overview(jobs: Jobs) -> str:
     waiting = [run for run in everything if run.status == "queued"]
     ended = results.runs(jobs.database, statuses=_ENDED, limit=5 * MOST_ENDED)
     ended = ended.sort_values("finished", ascending=False, kind="stable").head(MOST_ENDED)
-    body = "".join(working(run) for run in running) + waiting_table(waiting) + ended_table(ended)
+    workers = results.workers(jobs.database, jobs.host.stale_after)
+    devices = dict(zip(workers["id"], workers["device"], strict=True))
+    body = "".join(working(run, devices.get(run.worker, "")) for run in running)
+    body += waiting_table(waiting) + ended_table(ended)
     if not everything:
         way = link("Compress a model", "compress")
         body = card(f"<h3>Nothing is running</h3><p>{way}</p>", look="empty") + body
-    return worker_notice(jobs, waiting) + body
+    paused = pause_notice(jobs, can_resume=True)
+    pause = (
+        ""
+        if paused
+        else button(
+            "Pause the queue",
+            "pause",
+            hint="No other run starts until somebody resumes the queue; everybody who may log in may do both",
+        )
+    )
+    return f'{paused}<div class="acts top">{worker_notice(jobs, waiting)}{pause}</div>{body}'
 
 
 def log(jobs: Jobs, run_id: str) -> str:
@@ -176,15 +205,16 @@ def act(jobs: Jobs, action: str, run_id: str, user: str) -> None:
         jobs.retry(run_id, user)
     elif action == "cancel-mine":
         jobs.cancel_mine(user)
+    elif action == "retry-mine":
+        jobs.retry_mine(user)
     elif action in ("up", "down"):
-        waiting = [run for run in results.queue(jobs.database) if run.status == "queued"]
-        places = [run.id for run in waiting]
-        if run_id not in places:
-            raise UserError(f"run {run_id} is not waiting any more")
-        to = places.index(run_id) + (-1 if action == "up" else 1)
-        if 0 <= to < len(waiting):
-            beside = waiting[to].priority + (-1 if action == "up" else 1)
-            jobs.set_priority(run_id, min(max(1, beside), 1000), user)
+        jobs.move(run_id, -1 if action == "up" else 1, user)
+    elif action == "front":
+        jobs.move_to_front(run_id, user)
+    elif action == "pause":
+        jobs.pause(user)
+    elif action == "resume":
+        jobs.resume()
 
 
 def build(page: gr.Blocks, jobs: Jobs) -> None:
