@@ -87,9 +87,7 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
     pruned = quantized = False
     grid = factors = 0
     planned: dict[str, Any] = {}
-    for stage in recipe.stages:
-        if not stage.covers(name):
-            continue
+    for _, stage in recipe.stages_of(name):
         if plans := discover().methods[stage.method].plans:
             # What a plan gives this linear is not known yet: the mean it aims at stands for it.
             planned[plans] = stage.params[plans]
@@ -207,6 +205,8 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
         terms[0] = "1 bit mask, codes of kept weights only"
     if any(discover().methods[stage.method].plans for stage in recipe.stages):
         terms.append("a plan spreads this over the linears, so the bytes are those of its mean")
+    if recipe.plan:
+        terms.append("the plan gives single linears their own values, counted one by one")
     body = "; ".join(terms) or f"{value_bits} bits per weight"
     return f"Linears: {body}. Embeddings, norms and biases stay as they are."
 

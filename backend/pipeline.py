@@ -33,7 +33,7 @@ from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parts import CompressedLinear, LowRank, Part
 from backend.progress import Progress, Update
-from backend.recipe import Recipe, Stage, check_layers
+from backend.recipe import Recipe, Stage, check_layers, planned_stages
 from backend.registry import Method, Need, discover
 from backend.resident import forget_peak, peak_bytes
 from backend.statistics import Gatherer, read_statistics, write_statistics
@@ -125,7 +125,7 @@ class _Walk:
         self.progress, self.report = progress, report
         self.checkpoints = Checkpoints(scratch, opened.device)
         self.model, self.family = opened.model, opened.family
-        self.plan: dict[str, dict[str, Any]] = {}
+        self.plan: dict[str, dict[str, Any]] = {name: dict(given) for name, given in recipe.plan.items()}
         self.latest: str | None = None
         self._tokens: Tensor | None = None
         self._tokenizer: Any = None
@@ -188,7 +188,7 @@ class _Walk:
                     for group in split:
                         for name in group:
                             self.progress(Update("compress", block, count, name))
-                            covering = [(number, stage) for number, stage in stages if stage.covers(name)]
+                            covering = planned_stages(stages, self.plan, name)
                             finished[name], made = self._layer(
                                 name, covering, finished.get(name, ()), statistics[group[0]], methods
                             )
@@ -254,12 +254,7 @@ class _Walk:
         for number, stage in stages:
             start = time.perf_counter()
             method = methods[stage.method]
-            planned = {
-                key: value
-                for key, value in self.plan.get(name, {}).items()
-                if key in method.params.model_fields
-            }
-            params = method.params.model_validate({**stage.params, **planned}).model_dump()
+            params = method.params.model_validate(stage.params).model_dump()
             rng = self._rng(f"{name}|{number}")
             layer = Layer(name, weight, parts, statistics, rng, dtype)
             with self.report.timed(f"stage {number}, {stage.method}"):

@@ -3,11 +3,12 @@
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from backend import plans
 from backend.errors import UserError
 from backend.parameters import GROUPED_ROW
 from backend.registry import Method, discover
@@ -52,7 +53,10 @@ class Stage(Frozen):
 
 
 class Recipe(Frozen):
-    """One run, complete: the same recipe on the same weights gives the same numbers."""
+    """One run, complete: the same recipe on the same weights gives the same numbers.
+
+    plan    {linear: {parameter: value}} laid over the stages' own parameters (see backend.plans)
+    """
 
     version: Literal[1] = 1
     model: Annotated[str, Field(min_length=1, max_length=500)]
@@ -60,10 +64,15 @@ class Recipe(Frozen):
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    plan: dict[str, dict[str, int | float | bool | str | tuple[str, ...]]] = {}
 
     def to_json(self) -> str:
         """Canonical JSON: keys sorted, no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        told = self.model_dump(mode="json")
+        # A recipe without a plan reads as it did before there were plans: its digest is its name.
+        if not self.plan:
+            del told["plan"]
+        return json.dumps(told, sort_keys=True, separators=(",", ":"))
 
     def digest(self, fingerprint: str) -> str:
         """sha256 (64 hex digits) of the canonical JSON together with the fingerprint of the weights."""
@@ -71,7 +80,24 @@ class Recipe(Frozen):
 
     def chain(self) -> str:
         """The stages in a few words, e.g. `wanda 2:4 → gptq 3-bit g64 → eora r64`; `dense` without stages."""
-        return " → ".join(_words(stage) for stage in self.stages) or "dense"
+        told = " → ".join(_words(stage, self.plan) for stage in self.stages) or "dense"
+        return f"{told}, plan {plans.mark(self.plan)}" if self.plan else told
+
+    def stages_of(self, layer: str) -> list[tuple[int, Stage]]:
+        """The numbered stages that work on the linear `layer`, its plan laid over their parameters."""
+        return planned_stages(enumerate(self.stages, start=1), self.plan, layer)
+
+
+def planned_stages(
+    stages: Iterable[tuple[int, Stage]], plan: plans.Plan, layer: str
+) -> list[tuple[int, Stage]]:
+    """Those of the numbered stages that work on the linear `layer`, a plan laid over their parameters."""
+    found = []
+    for number, stage in stages:
+        params = plans.laid_over(stage.method, stage.params, plan.get(layer, {}))
+        if params is not None and stage.covers(layer):
+            found.append((number, stage.model_copy(update={"params": params})))
+    return found
 
 
 def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
@@ -91,6 +117,8 @@ def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
     )
     _check_metrics(recipe.evaluation)
     _check_order(stages)
+    of_layers = [stage for stage in stages if discover().methods[stage.method].shape == "layer"]
+    plans.check_plan(recipe.plan, [(stage.method, stage.params) for stage in of_layers])
     return recipe.model_copy(update={"stages": stages})
 
 
@@ -107,11 +135,14 @@ def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], position
             example = next(iter(layers))
             raise UserError(f"{where}: only '{stage.only}' matches no linear; names look like {example}")
         _check_divides(stage, covered, where)
-    for name in layers:
-        _check_chain(
-            [(number, stage) for number, stage in enumerate(recipe.stages, start=1) if stage.covers(name)],
-            f" ({name})",
-        )
+    if unknown := [name for name in recipe.plan if name not in layers]:
+        raise UserError(f"plan: {unknown[0][:120]} is no linear; names look like {next(iter(layers))}")
+    for name, shape in layers.items():
+        chain = recipe.stages_of(name)
+        _check_chain(chain, f" ({name})")
+        if name in recipe.plan:
+            for number, stage in chain:
+                _check_divides(stage, {name: shape}, f"plan for stage {number}, {stage.method}")
     if positions:
         methods = discover().methods
         asks = any(
@@ -137,9 +168,16 @@ def sentence_of(error: ValidationError, where: str, model: type[BaseModel]) -> s
 _TOLD = {"pattern", "sparsity", "bits", "group_size", "rank", "table", "ratio"}
 
 
-def _words(stage: Stage) -> str:
-    params = stage.params
+_PLANNED = {"bits": "{}-bit", "group_size": "g{}", "rank": "r{}", "sparsity": "{}", "pattern": "{}"}
+
+
+def _words(stage: Stage, plan: plans.Plan) -> str:
+    planned = plans.words(plan, stage.method)
+    params = {key: value for key, value in stage.params.items() if key not in planned}
     words = [stage.method.split(".")[-1]]
+    words += [
+        _PLANNED.get(name, name.replace("_", " ") + " {}").format(told) for name, told in planned.items()
+    ]
     if "pattern" in params and params["pattern"] != "free":
         words.append(params["pattern"])
     elif "sparsity" in params:

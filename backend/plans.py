@@ -1,0 +1,85 @@
+"""Plans: what single linears get instead of a stage's own parameters, or which stages leave them alone.
+
+A plan is {linear: {parameter: value}}; its entry `skip` lists the methods that do not touch the linear.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from backend.errors import UserError
+from backend.registry import discover
+
+Plan = Mapping[str, Mapping[str, Any]]
+SKIP = "skip"
+
+
+def laid_over(method: str, params: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A stage's parameters for one linear, or None when the stage leaves it alone."""
+    if method in planned.get(SKIP, ()):
+        return None
+    fields = discover().methods[method].params.model_fields
+    return {**params, **{key: value for key, value in planned.items() if key in fields}}
+
+
+def check_plan(plan: Plan, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Hold a plan against the (method, parameters) of its recipe's layer stages.
+
+    Raises UserError for a parameter that no stage takes, a value out of range, a stage that is not there.
+    """
+    methods = discover().methods
+    used = [name for name, _ in stages]
+    for linear, planned in plan.items():
+        where = f"plan, {linear[:120]}"
+        for name in planned.get(SKIP, ()):
+            if name not in used:
+                raise UserError(
+                    f"{where}: skip names {str(name)[:60]!r}; allowed: {', '.join(used) or 'no stage'}"
+                )
+        taken = {field for name in used for field in methods[name].params.model_fields}
+        if unknown := sorted(planned.keys() - taken - {SKIP}):
+            raise UserError(
+                f"{where}: no stage takes {unknown[0][:60]!r}; allowed: {', '.join(sorted(taken))}, skip"
+            )
+        for name, params in stages:
+            given = laid_over(name, params, planned)
+            if given is None:
+                continue
+            try:
+                methods[name].params.model_validate(given, strict=True)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                field = ".".join(str(step) for step in first["loc"])
+                raise UserError(
+                    f"{where}: {field} is {first['input']!r} for {name}; {first['msg']}"
+                ) from None
+
+
+def words(plan: Plan, method: str) -> dict[str, str]:
+    """{parameter: what a plan makes of it, as a range} for one method; empty when it is not planned."""
+    seen: dict[str, set[Any]] = {}
+    for planned in plan.values():
+        given = laid_over(method, {}, planned)
+        for key, value in (given or {}).items():
+            seen.setdefault(key, set()).add(value)
+    return {key: _range(values) for key, values in seen.items()}
+
+
+def mark(plan: Plan) -> str:
+    """A few letters that tell two plans apart."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:4]
+
+
+def _range(values: set[Any]) -> str:
+    if len(values) == 1:
+        return _told(next(iter(values)))
+    if all(isinstance(value, int | float) for value in values):
+        return f"{_told(min(values))}\N{EN DASH}{_told(max(values))}"
+    return "/".join(sorted(map(str, values)))
+
+
+def _told(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
