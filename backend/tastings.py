@@ -132,7 +132,9 @@ class Tastings:
         found = results.generations(self._database, *groups)
         found = found.astype(object).where(found.notna(), None)
         answers = {
-            (groups.index(answer["group_id"]), int(answer["position"])): answer
+            (groups.index(answer["group_id"]), int(answer["position"])): {
+                str(key): value for key, value in answer.items()
+            }
             for answer in found.to_dict("records")
         }
         return Tasting(
