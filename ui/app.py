@@ -10,7 +10,7 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import Jobs
 from store import results
-from ui.pages import about, compare, compress, explore, layers, papers, queue
+from ui.pages import about, compare, compress, explore, layers, papers, queue, tasting
 from ui.theme import CSS, theme
 
 # (name, path, what builds it); the first page is the front door.
@@ -19,6 +19,7 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
     ("Compress", "compress", compress.build),
     ("Queue", "queue", queue.build),
     ("Compare", "compare", compare.build),
+    ("Tasting", "tasting", tasting.build),
     ("Layers", "layers", layers.build),
     ("Papers", "papers", papers.build),
     ("About", "about", about.build),

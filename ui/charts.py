@@ -359,3 +359,63 @@ def _scale(log: bool) -> Figure:
         if log
         else {"type": "linear"}
     )
+
+
+_TASTED = ("#3f7fd0", "#d9772b", "#2f9e6e", "#8a63d2")
+
+
+@dataclass(frozen=True)
+class Tasted:
+    """A model's place in a tasting: KL from dense with its error, score with its interval."""
+
+    name: str
+    kl: float
+    kl_error: float
+    score: float
+    low: float
+    high: float
+    told: str
+
+
+def taste(models: Sequence[Tasted]) -> Figure:
+    """What people prefer against how far a model is from dense; dense is the line at zero."""
+    x = Axis("divergence.kl", "KL divergence from dense (mean)")
+    y = Axis("score", "Score against dense (log odds)", higher_is_better=True)
+    traces = [
+        {
+            "type": "scatter", "mode": "markers", "name": DENSE, "x": [0], "y": [0], "showlegend": False,
+            "marker": {"symbol": "star", "size": 14, "color": "var(--plot-front)"},
+            "hovertemplate": "<b>dense</b><extra></extra>",
+        }
+    ]  # fmt: skip
+    for number, model in enumerate(models):
+        colour = _TASTED[number % len(_TASTED)]
+        traces.append(
+            {
+                "type": "scatter", "mode": "markers", "name": escape(model.name), "showlegend": False,
+                "x": _rounded(pd.Series([model.kl])), "y": _rounded(pd.Series([model.score])),
+                "marker": {"color": colour, "size": 11, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+                "error_x": {
+                    "type": "data", "array": [model.kl_error], "color": colour, "thickness": 1.4, "width": 3,
+                },
+                "error_y": {
+                    "type": "data", "symmetric": False, "color": colour, "thickness": 1.4, "width": 3,
+                    "array": [model.high - model.score], "arrayminus": [model.score - model.low],
+                },
+                "hovertemplate": f"<b>{_short(model.name)}</b><br>{escape(model.told)}<extra></extra>",
+            }
+        )  # fmt: skip
+    layout = _layout(x, y, False, False, pd.DataFrame(), "taste")
+    layout["xaxis"] |= {"rangemode": "tozero"}
+    layout["shapes"] = [
+        {
+            "type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0,
+            "line": {"color": "var(--plot-dense)", "width": 1, "dash": "dot"},
+        }
+    ]  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def taste_colour(number: int) -> str:
+    """The colour of a tasting's model in the plot."""
+    return _TASTED[number % len(_TASTED)]

@@ -15,6 +15,11 @@ element.addEventListener('click', async event => {
 element.addEventListener('keydown', event => {
   if (event.key === 'Enter' && event.target.matches('tr[data-send]')) trigger('select', {...event.target.dataset});
 });
+// `data-key="1"` is pressed by that key, wherever the reader is not writing.
+document.addEventListener('keydown', event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.closest?.('input, textarea, select, [contenteditable]')) return;
+  element.querySelector(`[data-key="${CSS.escape(event.key)}"]`)?.click();
+});
 
 // A new value must not throw the reader back to the top of what he was scrolling in; a log stays at its end.
 let top_ = 0, left = 0;

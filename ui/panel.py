@@ -1,7 +1,7 @@
 """Panels of our own HTML: markup that escapes what it shows, clicks that reach Python, the page's address.
 
 An element with `data-send` sends its data attributes to `panel.select(handler)`; one with `data-copy` copies
-the text of the element with that id.
+the text of the element with that id; one with `data-key` is also pressed by that key.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
