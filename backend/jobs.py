@@ -27,9 +27,10 @@ from backend.models import facts
 from backend.recipe import Recipe, check_layers, sentence_of
 from backend.sampling import Sampling, printable
 from backend.starter import starter_sweep
+from backend.story import Story
 from backend.sweep import parse_sweep
 from backend.text import check_text
-from store import files, generations, results, runs, switches, tasks
+from store import files, generations, results, runs, stories, switches, tasks
 from store.database import Database, open_database
 
 COMPUTE, INTERACTIVE = "compute", "interactive"
@@ -294,6 +295,31 @@ class Jobs:
         """Stop a group: what has been written so far stays."""
         for generation_id in generations.cancel(self.database, group_id):
             self._client.cancel_workflow(generation_id)
+
+    def save_story(self, story: Story, user: str, story_id: str | None = None) -> str:
+        """The id of a new story, or of the one that it takes the place of."""
+        told = story.model_dump(mode="json")
+        written = {"title": story.title.strip() or "Untitled", "summary": story.summary}
+        written["views"] = json.dumps(told["views"], ensure_ascii=False)
+        if story_id is None:
+            story_id = uuid.uuid4().hex[:12]
+            stories.create(self.database, story_id=story_id, user=user, **written)
+        else:
+            self._own_story(story_id, user)
+            stories.rewrite(self.database, story_id, **written)
+        return story_id
+
+    def remove_story(self, story_id: str, user: str) -> None:
+        """Take a story away for good."""
+        self._own_story(story_id, user)
+        stories.remove(self.database, story_id)
+
+    def _own_story(self, story_id: str, user: str) -> None:
+        row = results.story(self.database, story_id)
+        if row is None:
+            raise UserError(f"there is no story {story_id[:40]!r}")
+        if self.host.auth and user != row["user"]:
+            raise UserError(f"the story {row['title']!r} belongs to {row['user']}, only they may change it")
 
     def _check(self, recipe: Recipe) -> str:
         model = facts(recipe.model, self.host)

@@ -22,6 +22,7 @@ from store.tables import (
     Protocol,
     Run,
     Series,
+    Story,
     Switch,
     Task,
     Worker,
@@ -209,6 +210,23 @@ def switch(database: Database, name: str) -> dict[str, Any] | None:
     with database.read() as connection:
         value = connection.execute(select(Switch.value).where(Switch.name == name)).scalar()
     return None if value is None else json.loads(value)
+
+
+def stories(database: Database) -> list[dict[str, Any]]:
+    """All stories, the one changed last first, their views read from JSON."""
+    with database.read() as connection:
+        found = connection.execute(
+            select(*Story.__table__.columns).order_by(Story.changed.desc(), Story.id)
+        ).mappings()
+        return [{**row, "views": json.loads(row["views"])} for row in found]
+
+
+def story(database: Database, story_id: str) -> dict[str, Any] | None:
+    """One story, its views read from JSON."""
+    with database.read() as connection:
+        query = select(*Story.__table__.columns).where(Story.id == story_id)
+        row = connection.execute(query).mappings().first()
+    return None if row is None else {**row, "views": json.loads(row["views"])}
 
 
 def counts(database: Database) -> dict[str, int]:
