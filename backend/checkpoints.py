@@ -44,6 +44,10 @@ class Checkpoints:
             raise
         temporary.replace(path)
 
+    def has(self, label: str, block: int) -> bool:
+        """Whether the walk `label` has finished a block."""
+        return is_whole(self._file(label, block))
+
     def load(self, label: str, block: int) -> dict[str, tuple[Part, ...]] | None:
         """The parts of each linear, or None when the block is not finished."""
         path = self._file(label, block)

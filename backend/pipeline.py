@@ -84,7 +84,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         check_layers(recipe, layout.layers, layout.positions)
         opened = load_model(layout, host)
         progress(Update("load", 1, 1, recipe.model))
-    walk = _Walk(recipe, layout, opened, host, scratch, progress, report)
+    walk = Walk(recipe, layout, opened, host, scratch, progress, report)
     methods = discover().methods
     stages = list(enumerate(recipe.stages, start=1))
     while stages:
@@ -108,7 +108,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
     return report
 
 
-class _Walk:
+class Walk:
     """The model on its way through the stages; what is finished lies in `scratch`, block by block."""
 
     def __init__(
@@ -161,7 +161,6 @@ class _Walk:
 
     def blocks(self, stages: Sequence[tuple[int, Stage]]) -> None:
         """One walk over all blocks that applies `stages` to every linear they cover."""
-        methods = discover().methods
         label = "+".join(str(number) for number, _ in stages)
         needs = self._needs(stages)
         count = len(blocks_of(self.model, self.family))
@@ -189,8 +188,8 @@ class _Walk:
                         for name in group:
                             self.progress(Update("compress", block, count, name))
                             covering = planned_stages(stages, self.plan, name)
-                            finished[name], made = self._layer(
-                                name, covering, finished.get(name, ()), statistics[group[0]], methods
+                            finished[name], made = self.apply(
+                                name, covering, finished.get(name, ()), statistics[group[0]]
                             )
                             rows += made
                 finished = {name: parts for name, parts in finished.items() if parts}
@@ -202,7 +201,11 @@ class _Walk:
         self.report.layers += [row for block in range(count) for row in self.checkpoints.rows(label, block)]
 
     def _survey(self, told: str, need: Need) -> Iterator[Layer]:
-        """Every linear as it is now with the statistics of its inputs, block by block; nothing is changed."""
+        for _, layers in self.survey(told, need):
+            yield from layers
+
+    def survey(self, told: str, need: Need) -> Iterator[tuple[int, list[Layer]]]:
+        """Block by block every linear as it is now with the statistics of its inputs; nothing is changed."""
         needs = dict.fromkeys(self.layout.layers, need)
         count = self.layout.blocks
         untouched = self.latest is None
@@ -210,18 +213,32 @@ class _Walk:
         feed = None if need == "nothing" or cached else Feed(self.opened, self.tokens, self.progress)
         for block in range(count):
             self.progress(Update(told, block, count, f"block {block + 1} of {count}"))
-            parts = self.parts(block)
-            groups = self.family.group_names(block)
-            found = self._statistics(block, groups, needs, feed, parts, untouched)
-            for group in groups:
-                for name in group:
-                    weight, dtype = self._weight(name)
-                    yield Layer(
-                        name, weight, parts.get(name, ()), found[group[0]], self._rng(f"{name}|{told}"), dtype
-                    )
+            yield block, self._surveyed(block, told, needs, feed)
             if feed and block + 1 < count:
-                with self.report.timed("outputs"), self._swapped(parts):
+                with self.report.timed("outputs"), self._swapped(self.parts(block)):
                     feed.advance(block)
+
+    def look(self, name: str, told: str, need: Need) -> Layer:
+        """One linear of the untouched model with the statistics of its inputs."""
+        needs = dict.fromkeys(self.layout.layers, need)
+        block, _ = self.family.place(name)
+        feed = None
+        if not is_whole(self._cache_file(block, needs)):
+            feed = Feed(self.opened, self.tokens, self.progress)
+            for before in range(block):
+                feed.advance(before)
+        return next(layer for layer in self._surveyed(block, told, needs, feed) if layer.name == name)
+
+    def _surveyed(self, block: int, told: str, needs: Mapping[str, Need], feed: Feed | None) -> list[Layer]:
+        parts, groups = self.parts(block), self.family.group_names(block)
+        found = self._statistics(block, groups, needs, feed, parts, self.latest is None)
+        layers = []
+        for group in groups:
+            for name in group:
+                weight, dtype = self._weight(name)
+                rng = self._rng(f"{name}|{told}")
+                layers.append(Layer(name, weight, parts.get(name, ()), found[group[0]], rng, dtype))
+        return layers
 
     def parts(self, block: int) -> dict[str, tuple[Part, ...]]:
         """What the walks so far made of a block's linears."""
@@ -240,14 +257,15 @@ class _Walk:
             needs[name] = "gram" if "gram" in asked else "norms" if "norms" in asked else "nothing"
         return needs
 
-    def _layer(
+    def apply(
         self,
         name: str,
         stages: Sequence[tuple[int, Stage]],
         parts: tuple[Part, ...],
         statistics: Statistics,
-        methods: Mapping[str, Method],
     ) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
+        """What numbered stages make of a linear that so far consists of `parts`; a report row each."""
+        methods = discover().methods
         weight, dtype = self._weight(name)
         block, projection = self.family.place(name)
         rows = []
