@@ -29,7 +29,7 @@ from backend.text import Tokens, evaluation
 _ROWS = 128
 # Rows whose float32 losses exist at once: few enough to stay in the cache, and below the size at which freed
 # memory goes back to the system and has to be cleared again.
-_SLICE = 16
+SLICE = 16
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,12 @@ class Subject:
         if dense is None:
             return {"nll": token_losses(self.opened, states[:-1], ids[1:]).cpu()}
         head, cap = self._dense_head
-        rows = []
-        for start in range(0, len(ids) - 1, _ROWS):
-            stop = min(start + _ROWS, len(ids) - 1)
-            ours = self.opened.head(states[start:stop]).split(_SLICE)
-            theirs = head(dense[start:stop].to(states.device)).split(_SLICE)
-            targets = ids[start + 1 : stop + 1].split(_SLICE)
-            for mine, their, wanted in zip(ours, theirs, targets, strict=True):
-                rows.append(compare_logits(capped(mine, self.opened.softcap), capped(their, cap), wanted))
+        ours = logit_slices(self.opened.head, states[:-1], self.opened.softcap)
+        theirs = logit_slices(head, dense[:-1].to(states.device), cap)
+        rows = [
+            compare_logits(mine, their, wanted)
+            for mine, their, wanted in zip(ours, theirs, ids[1:].split(SLICE), strict=True)
+        ]
         return {name: torch.cat([row[name] for row in rows]).float().cpu() for name in rows[0]}
 
     @cached_property
@@ -224,13 +222,19 @@ def final_states(opened: OpenModel, ids: Tensor) -> Tensor:
 
 def token_losses(opened: OpenModel, states: Tensor, targets: Tensor) -> Tensor:
     """-ln Q(target) in float32 [n] from final states [n, d]."""
-    losses = []
-    for start in range(0, len(targets), _ROWS):
-        rows = opened.head(states[start : start + _ROWS]).split(_SLICE)
-        for logits, wanted in zip(rows, targets[start : start + _ROWS].split(_SLICE), strict=True):
-            scores = capped(logits, opened.softcap)
-            losses.append(nn.functional.cross_entropy(scores, wanted, reduction="none"))
+    rows = logit_slices(opened.head, states, opened.softcap)
+    losses = [
+        nn.functional.cross_entropy(scores, wanted, reduction="none")
+        for scores, wanted in zip(rows, targets.split(SLICE), strict=True)
+    ]
     return torch.cat(losses)
+
+
+def logit_slices(head: nn.Module, states: Tensor, softcap: float | None) -> Iterator[Tensor]:
+    """Logits [SLICE, vocabulary] in float32 of final states [n, d], slice by slice."""
+    for start in range(0, len(states), _ROWS):
+        for rows in head(states[start : start + _ROWS]).split(SLICE):
+            yield capped(rows, softcap)
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:

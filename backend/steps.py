@@ -22,6 +22,8 @@ from backend.pipeline import compress as compress_model
 from backend.progress import Progress, Update
 from backend.reading import MOST_TOKENS, ids_of
 from backend.reading import read as read_tokens
+from backend.reading import MOST_TOKENS, ids_of
+from backend.reading import read as read_tokens
 from backend.recipe import Calibration, Recipe, parse_recipe
 from backend.sampling import Sampling
 
@@ -101,6 +103,24 @@ def levels(model: str, calibration: dict[str, Any], home: str, progress: Progres
     """Build the level database of a model and predict what each level costs."""
     _shared_subject.cache_clear()
     return budget.learn(model, Calibration.model_validate(calibration), Host.at(home), progress)
+
+
+def read(
+    model: str, artifacts: dict[str, str], home: str, progress: Progress,
+    text: str = "", answer: Sequence[int] = (), chat: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Read a text, or a prompt and the answer to it, with the dense model and with artifacts by run."""
+    host = Host.at(home)
+    tokenizer = load_tokenizer(model, host)
+    progress(Update("open", 0, 1, ""))
+    fingerprint = facts(model, host).fingerprint
+    dense = _open(model, fingerprint, None, home)
+    most = min(MOST_TOKENS, getattr(dense.model.config, "max_position_embeddings", None) or MOST_TOKENS)
+    ids, cut = ids_of(tokenizer, text, answer, chat, most)
+    # One after the other: only two models are open at a time.
+    runs = ((run, _open(model, fingerprint, file, home)) for run, file in artifacts.items())
+    told = read_tokens(dense, tokenizer, ids, runs, len(artifacts), progress)
+    return {**told, "answer": len(ids) - len(answer) if answer else 0, "cut": cut}
 
 
 def read(
