@@ -22,10 +22,9 @@ from backend.pipeline import compress as compress_model
 from backend.progress import Progress, Update
 from backend.reading import MOST_TOKENS, ids_of
 from backend.reading import read as read_tokens
-from backend.reading import MOST_TOKENS, ids_of
-from backend.reading import read as read_tokens
 from backend.recipe import Calibration, Recipe, parse_recipe
 from backend.sampling import Sampling
+from backend.surgery import operate
 
 # A run beside it keeps every core busy, and each small product of a token waits for its slowest thread: with
 # as many threads as cores, an answer took several times as long as with one.
@@ -123,22 +122,16 @@ def read(
     return {**told, "answer": len(ids) - len(answer) if answer else 0, "cut": cut}
 
 
-def read(
-    model: str, artifacts: dict[str, str], home: str, progress: Progress,
-    text: str = "", answer: Sequence[int] = (), chat: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Read a text, or a prompt and the answer to it, with the dense model and with artifacts by run."""
-    host = Host.at(home)
-    tokenizer = load_tokenizer(model, host)
-    progress(Update("open", 0, 1, ""))
-    fingerprint = facts(model, host).fingerprint
-    dense = _open(model, fingerprint, None, home)
-    most = min(MOST_TOKENS, getattr(dense.model.config, "max_position_embeddings", None) or MOST_TOKENS)
-    ids, cut = ids_of(tokenizer, text, answer, chat, most)
-    # One after the other: only two models are open at a time.
-    runs = ((run, _open(model, fingerprint, file, home)) for run, file in artifacts.items())
-    told = read_tokens(dense, tokenizer, ids, runs, len(artifacts), progress)
-    return {**told, "answer": len(ids) - len(answer) if answer else 0, "cut": cut}
+def surgery(
+    model: str,
+    layer: str,
+    stages: list[dict[str, Any]],
+    calibration: dict[str, Any],
+    home: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compress one linear alone and measure the model."""
+    return operate(model, layer, stages, Calibration.model_validate(calibration), Host.at(home), progress)
 
 
 def artifact_path(host: Host, digest: str) -> Path:
