@@ -15,7 +15,12 @@ _SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 # With the path written out, for the document's base is not this page.
 _ADDRESS = """
 watch('value', () => {
-  const query = props.value === '?' ? '' : props.value;
+  let query = props.value === '?' ? '' : props.value;
+  if (query.startsWith('&')) {
+    const parts = new URLSearchParams(location.search);
+    for (const [key, value] of new URLSearchParams(query)) value ? parts.set(key, value) : parts.delete(key);
+    query = parts.size ? '?' + String(parts).replaceAll('%2C', ',') : '';
+  }
   if (props.value) history.replaceState(history.state, '', location.pathname + query);
 });
 """
@@ -40,7 +45,10 @@ def panel(elem_id: str, value: str = "", **options: Any) -> gr.HTML:
 
 
 def address(elem_id: str) -> gr.HTML:
-    """Writes its value (`?run=...`) into the address bar, so that the view can be passed on as a link."""
+    """Writes its value (`?run=...`) into the address bar, so that the view can be passed on as a link.
+
+    A value such as `&run=...` sets that part alone, and takes it out when it is empty.
+    """
     return gr.HTML("", elem_id=elem_id, html_template="", js_on_load=_ADDRESS, visible="hidden")
 
 

@@ -5,6 +5,7 @@ import pytest
 from backend.errors import UserError
 from store import generations, measurements, results
 from tests.ui import made_up
+from ui import answers, side_by_side
 from ui.pages import compare
 
 
@@ -24,25 +25,25 @@ def answer(text, status="done", **more):
 
 def test_answers_part_at_the_first_token_that_differs():
     one, other = "the cat sat down", "the dog sat down"
-    assert compare.divergence(other, spelled(other), one, spelled(one)) == (3, 4)
-    assert compare.divergence(one, spelled(one), one, spelled(one)) is None
+    assert answers.divergence(other, spelled(other), one, spelled(one)) == (3, 4)
+    assert answers.divergence(one, spelled(one), one, spelled(one)) is None
 
 
 def test_an_answer_that_goes_on_longer_parts_at_its_end():
     one, other = "the cat", "the cat sat"
-    assert compare.divergence(other, spelled(other), one, spelled(one)) == (7, 4)
-    assert compare.divergence(one, spelled(one), other, spelled(other)) == (7, 0)
+    assert answers.divergence(other, spelled(other), one, spelled(one)) == (7, 4)
+    assert answers.divergence(one, spelled(one), other, spelled(other)) == (7, 0)
 
 
 def test_pieces_that_do_not_spell_the_text_fall_back_to_characters():
     broken = [[1, "\ufffd"], [2, "\ufffd"]]
-    assert compare.divergence("caé", broken, "caù", broken) == (2, 1)
-    assert compare.divergence("ca", broken, "caù", [[1, "c"]]) == (2, 1)
+    assert answers.divergence("caé", broken, "caù", broken) == (2, 1)
+    assert answers.divergence("ca", broken, "caù", [[1, "c"]]) == (2, 1)
 
 
 def test_what_a_model_writes_cannot_become_markup():
     reference = answer("the <b>cat</b> sat")
-    shown = compare.lane("<i>run</i>", answer("the <script>x</script> sat"), reference)
+    shown = answers.lane("<i>run</i>", answer("the <script>x</script> sat"), reference)
     assert "<script" not in shown
     assert "<i>" not in shown
     assert '<mark class="first"> &lt;script&gt;x&lt;/script&gt;</mark>' in shown
@@ -51,11 +52,11 @@ def test_what_a_model_writes_cannot_become_markup():
 
 
 def test_equal_answers_say_so_and_unfinished_ones_are_not_judged():
-    assert "word for word the same" in compare.lane("run", answer("a b"), answer("a b"))
-    writing = compare.lane("run", answer("a c", status="running"), answer("a b"))
+    assert "word for word the same" in answers.lane("run", answer("a b"), answer("a b"))
+    writing = answers.lane("run", answer("a c", status="running"), answer("a b"))
     assert "writing" in writing
     assert "mark" not in writing
-    assert "out of memory" in compare.lane(
+    assert "out of memory" in answers.lane(
         "run", answer("", status="failed", error="...\nout of memory"), None
     )
 
@@ -66,7 +67,7 @@ def chosen(jobs, filled):
 
 
 def test_the_table_compares_with_dense_and_with_the_first(jobs, chosen):
-    table = compare.numbers(jobs.database, chosen)
+    table = side_by_side.numbers(jobs.database, chosen)
     assert "+22.0 % to dense" in table
     assert "+52.2 % to dense, +24.7 % to first" in table
     assert '<span class="best">27.35</span>' in table
@@ -75,10 +76,10 @@ def test_the_table_compares_with_dense_and_with_the_first(jobs, chosen):
 
 
 def test_only_differences_of_recipes_are_listed(chosen):
-    table = compare.recipe_differences(chosen)
+    table = side_by_side.recipe_differences(chosen)
     assert "stages 1.method" in table
     assert "calibration" not in table
-    assert compare.recipe_differences(chosen[:1]) == ""
+    assert side_by_side.recipe_differences(chosen[:1]) == ""
 
 
 def test_runs_that_do_not_belong_together_are_refused(jobs, filled):
@@ -97,7 +98,7 @@ def test_a_group_is_shown_in_its_order_until_all_are_finished(jobs, filled):
     ids = generations.create(
         jobs.database, group_id="g", model=made_up.MODEL, run_ids=[None, filled[2]], prompt="<p>", settings={}
     )
-    shown, over = compare.lanes(jobs, "g")
+    shown, over = answers.lanes(jobs, "g")
     assert not over
     assert "No worker is alive" in shown
     assert shown.index("dense") < shown.index("gptq 3-bit g64")
@@ -105,10 +106,10 @@ def test_a_group_is_shown_in_its_order_until_all_are_finished(jobs, filled):
     for generation in ids:
         generations.start(jobs.database, generation, "local")
         generations.finish(jobs.database, generation, "done", text=" a b", tokens=[[1, " a"], [2, " b"]])
-    shown, over = compare.lanes(jobs, "g")
+    shown, over = answers.lanes(jobs, "g")
     assert over
     assert "word for word the same" in shown
-    assert compare.lanes(jobs, "unknown") == ("", True)
+    assert answers.lanes(jobs, "unknown") == ("", True)
 
 
 def test_speeds_of_different_devices_are_not_set_against_each_other(jobs):
@@ -119,8 +120,8 @@ def test_speeds_of_different_devices_are_not_set_against_each_other(jobs):
         decode = made_up.number("speed.decode", speed, {"device": device})
         measurements.save_measurements(jobs.database, ids[-1], measurements=[decode])
     runs = [results.run(jobs.database, run_id) for run_id in ids]
-    page = compare.numbers(jobs.database, runs)
+    page = side_by_side.numbers(jobs.database, runs)
     assert "1234" not in page.replace(",", "").replace("\u202f", "")
     assert "19" in page
     assert "or device than" in page
-    assert "or device than" not in compare.numbers(jobs.database, [runs[0], runs[2]])
+    assert "or device than" not in side_by_side.numbers(jobs.database, [runs[0], runs[2]])

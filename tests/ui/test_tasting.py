@@ -72,10 +72,6 @@ def test_the_link_is_the_address_that_the_browser_knows():
     assert "<svg" in taste.invitation("https://lab.example/tasting?id=t1")
 
 
-def test_prompts_stand_one_a_line():
-    assert page.prompts_of(" one \n\n two\none\n") == ["one", "two"]
-
-
 def test_a_removed_run_leaves_the_table(jobs, filled):
     tasting = replace(made(answer("a"), answer("b", 1)), runs=(None, filled[2], "gone"))
     rows = taste.verdicts(jobs.database, tasting, [standing(0, 0), standing(-1, 1), standing(-1, 1)])

@@ -13,6 +13,7 @@ from backend.jobs import MOST_PROMPTS, Jobs
 from backend.tastings import MOST_RUNS, Tastings
 from store import results
 from ui import taste
+from ui.matrix import lines_of
 from ui.pages.compare import choices
 from ui.pages.queue import worker_notice
 from ui.panel import address, banner, panel
@@ -30,12 +31,6 @@ PROMPTS = (
     "Write a polite email asking for a day off.",
 )
 _VOTER = re.compile(r"[0-9a-f]{32}")
-
-
-def prompts_of(text: str) -> list[str]:
-    """One prompt a line, empty lines left out."""
-    found = [line.strip() for line in text.splitlines()]
-    return list(dict.fromkeys(line for line in found if line))
 
 
 def join_url(href: str, tasting_id: str) -> str:
@@ -99,7 +94,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         """[body, plot, timer, seen]: the last tells in short what is shown, to see whether it changed."""
         tasting = tastings.get(tasting_id)
         if tasting is None:
-            return [taste.unknown(tasting_id), _NO_PLOT, gr.Timer(active=False), ""]
+            return [taste.unknown(tasting_id), _NO_PLOT, gr.update(active=False), ""]
         notice = ""
         if not tasting.is_written and not results.workers(database, jobs.host.stale_after)["alive"].any():
             notice = worker_notice(jobs, ())
@@ -110,11 +105,11 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             return [
                 notice + taste.outcome(tasting, rows, votes),
                 gr.update(value=drawing, visible=drawing is not None),
-                gr.Timer(active=True), f"results {len(votes)} {len(rows)}",
+                gr.update(active=True), f"results {len(votes)} {len(rows)}",
             ]  # fmt: skip
         sitting = tastings.sitting(tasting, voter)
         return [
-            notice + taste.ballot(tasting, sitting), _NO_PLOT, gr.Timer(active=not tasting.is_written),
+            notice + taste.ballot(tasting, sitting), _NO_PLOT, gr.update(active=not tasting.is_written),
             f"ballot {tasting.written} {sitting.done} {bool(notice)}",
         ]  # fmt: skip
 
@@ -141,7 +136,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         return [
             taste.unknown(tasting_id) if tasting_id else "", gr.update(visible=True),
             gr.update(choices=offered, value=usable), taste.listed(tastings.newest()),
-            "", _NO_PLOT, gr.Timer(active=False), "", "", "", "ballot", kept,
+            "", _NO_PLOT, gr.update(active=False), "", "", "", "ballot", kept,
         ]  # fmt: skip
 
     def made(
@@ -152,7 +147,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         try:
             voter = voter_of(request, kept)
             user = user_of(request, jobs.host)
-            tasting_id = tastings.make(ids or [], prompts_of(text or ""), settings, named or "", user)
+            tasting_id = tastings.make(ids or [], lines_of(text or ""), settings, named or "", user)
         except UserError as error:
             return [banner(escape(str(error)), "bad"), *(gr.skip() for _ in range(10))]
         url = join_url(where, tasting_id)
