@@ -105,10 +105,10 @@ def levels(model: str, calibration: dict[str, Any], home: str, progress: Progres
 
 
 def read(
-    model: str, artifacts: dict[str, str], home: str, progress: Progress,
+    model: str, artifacts: Sequence[tuple[str, str]], home: str, progress: Progress,
     text: str = "", answer: Sequence[int] = (), chat: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Read a text, or a prompt and the answer to it, with the dense model and with artifacts by run."""
+    """Read a text, or a prompt and the answer to it, with the dense model and with the artifacts of runs."""
     host = Host.at(home)
     tokenizer = load_tokenizer(model, host)
     progress(Update("open", 0, 1, ""))
@@ -117,7 +117,7 @@ def read(
     most = min(MOST_TOKENS, getattr(dense.model.config, "max_position_embeddings", None) or MOST_TOKENS)
     ids, cut = ids_of(tokenizer, text, answer, chat, most)
     # One after the other: only two models are open at a time.
-    runs = ((run, _open(model, fingerprint, file, home)) for run, file in artifacts.items())
+    runs = ((run, _open(model, fingerprint, file, home)) for run, file in artifacts)
     told = read_tokens(dense, tokenizer, ids, runs, len(artifacts), progress)
     return {**told, "answer": len(ids) - len(answer) if answer else 0, "cut": cut}
 

@@ -70,10 +70,10 @@ def matrix(groups: Sequence[Sequence[Mapping[str, Any]]], names: Mapping[str, st
         reference = group[0] if group[0]["run_id"] is None else None
         cells = [_cell(row, reference if row is not group[0] else None, chosen) for row in group]
         lines.append([f'<span class="mono">{escape(group[0]["prompt"][:_SHOWN])}</span>', *cells])
-    same = sum(_is_same(row, group[0]) for group in groups for row in group[1:])
     told = f"{over} of {total} answers" if over < total else f"{total} answers"
-    if groups[0][0]["run_id"] is None and len(first) > 1:
-        told += f"; {same} of {total - len(groups)} are word for word dense's"
+    if over == total and first[0]["run_id"] is None and len(first) > 1:
+        same = sum(_is_same(row, group[0]) for group in groups for row in group[1:])
+        told += f"; {same} of the {total - len(groups)} of compressed models are the same as dense's"
     return card(
         f'<p class="note" id="matrix-told">{told}.</p>{table(head, lines, numeric_from=99)}', "matrix"
     )

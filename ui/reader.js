@@ -3,7 +3,7 @@
 const SCALES = {
   loss: {name: 'Loss', marks: [0.5, 1.5, 3, 6], tint: 'h', told: 'nats'},
   more: {name: 'Loss against dense', marks: [-1, -0.1, 0.1, 1], tint: 'a', told: 'nats'},
-  kl: {name: 'KL from dense', marks: [0.01, 0.05, 0.2, 1], tint: 'h', told: 'nats'},
+  kl: {name: 'KL from dense', marks: [0.05, 0.2, 0.7, 2], tint: 'h', told: 'nats'},
 };
 let scale = 'kl', tip = null;
 

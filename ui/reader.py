@@ -89,7 +89,7 @@ def forced(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], name: s
     begin = [token for token in after["settings"]["begin"]]
     token = _piece(result["pieces"].get(str(begin[-1]), ""))
     title = f"<h3>{escape(name)}: from token {len(begin)} on</h3>"
-    sides = lane("by itself", free, None) + lane("with the dense token", after, free, "by itself")
+    sides = lane("by itself", free, None) + lane("with the dense token", after, free, "the other")
     return card(f'{title}<p class="note">Forced: {token}</p><div class="lanes">{sides}</div>', "forced")
 
 

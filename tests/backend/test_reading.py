@@ -40,7 +40,7 @@ def read_once(tmp_path_factory):
     tokenizer = load_tokenizer(str(model), host)
     window = "".join(tokenizer.convert_ids_to_tokens(subject.tokens.ids[1].tolist()))
     told: list[Update] = []
-    made = read(str(model), {"run": str(subject.artifact)}, home, told.append, text=window)
+    made = read(str(model), [("run", str(subject.artifact))], home, told.append, text=window)
     yield model, home, subject, window, made, told
     patch.undo()
 
@@ -90,7 +90,7 @@ def test_progress_names_the_run_and_the_answer_can_be_kept_as_json(read_once):
 
 def test_an_answer_is_read_by_its_exact_tokens_after_its_prompt(read_once):
     model, home = read_once[:2]
-    made = read(str(model), {}, home, lambda update: None, text="the", answer=[40, 41, 260 - 1])
+    made = read(str(model), [], home, lambda update: None, text="the", answer=[40, 41, 260 - 1])
     assert made["ids"][3:] == [40, 41, 259]
     assert made["answer"] == 3
     assert made["runs"] == {}
@@ -101,7 +101,7 @@ def test_texts_that_are_too_short_are_refused_and_long_ones_cut(read_once):
     model, home = read_once[:2]
     for text in ("", "a"):
         with pytest.raises(UserError, match="at least 2"):
-            read(str(model), {}, home, lambda update: None, text=text)
-    made = read(str(model), {}, home, lambda update: None, text="word " * 20_000)
+            read(str(model), [], home, lambda update: None, text=text)
+    made = read(str(model), [], home, lambda update: None, text="word " * 20_000)
     assert made["cut"]
     assert len(made["ids"]) == 256, "the tiny model reads no more"

@@ -125,8 +125,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                 PROMPTS[0], label="Prompt", lines=3, max_lines=8, max_length=20_000, elem_id="prompt"
             )
             with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
-                stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
+                start = gr.Button("Generate", variant="primary", elem_id="generate", min_width=160, scale=0)
+                stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=100, scale=0)
             gr.Examples([[text] for text in PROMPTS], [prompt], label="Examples", api_visibility="private")
             written = panel("lanes")
         with gr.Tab("A set of prompts", id="set"):
@@ -162,6 +162,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         return [
             gr.update(choices=known, value=usable), notice, table_, text, group_id,
             gr.update(active=not over), gr.update(interactive=not over), gr.update(selected=tab),
+            f"&runs={','.join(usable)}" if asked.get("runs") else gr.skip(),
         ]  # fmt: skip
 
     def chosen(ids: list[str] | None) -> list[Any]:
@@ -190,7 +191,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         if group_id:
             jobs.cancel_generation(group_id)
 
-    page.load(opened, words, [picked, problem, told, written, group, timer, stop, tabs], **quiet)
+    page.load(opened, words, [picked, problem, told, written, group, timer, stop, tabs, here], **quiet)
     picked.input(chosen, picked, [problem, told, here], **quiet)
     asked = [words, prompt, picked, dense, *sampling]
     start.click(generate, asked, [problem, written, group, timer, stop, here], **quiet)

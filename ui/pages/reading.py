@@ -27,7 +27,7 @@ def question(
     text = printable(text)
     if not text.strip() or len(text) > LONGEST_PROMPT:
         raise UserError(f"the text has {len(text)} characters; write 1 to {LONGEST_PROMPT}")
-    told: dict[str, Any] = {"text": text, "artifacts": {run["id"]: run["artifact"] for run in runs}}
+    told: dict[str, Any] = {"text": text, "artifacts": [[run["id"], run["artifact"]] for run in runs]}
     return told | ({"answer": list(answer), "chat": chat} if answer else {})
 
 
@@ -53,9 +53,9 @@ def build(
         info="Every chosen model reads the same words; up to 1,024 tokens",
     )  # fmt: skip
     with gr.Row():
-        start = gr.Button("Read this text", variant="primary", elem_id="read-text", min_width=140)
-        own = gr.Button("Read the dense model's answer", elem_id="read-answer", min_width=200)
-        stop = gr.Button("Stop", interactive=False, elem_id="stop-reading", min_width=80)
+        start = gr.Button("Read this text", variant="primary", elem_id="read-text", min_width=160, scale=0)
+        own = gr.Button("Read the dense model's answer", elem_id="read-answer", min_width=240, scale=0)
+        stop = gr.Button("Stop", interactive=False, elem_id="stop-reading", min_width=100, scale=0)
     state = panel("read-state")
     tokens = reader("reader")
     told = panel("token")
@@ -75,7 +75,7 @@ def build(
         busy = row["status"] in ("queued", "running")
         value = None
         if row["status"] == "done":
-            order = list(row["arguments"]["artifacts"])
+            order = [run for run, _ in row["arguments"]["artifacts"]]
             value = payload(row["result"], names_of(order), order)
         return [state_of(row), value, gr.update(active=busy), gr.update(interactive=busy)]
 
