@@ -15,6 +15,7 @@ from backend import headless
 from backend.assets import EMBEDDED_MODEL, fetch, fetched
 from backend.errors import UserError
 from backend.host import Host
+from backend.story import parse_story
 from backend.sweep import parse_sweep
 
 # What `claims` lets one change of a recipe, beside its text.
@@ -67,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         for field in fields:
             claims.add_argument(f"--{section}-{field}", type=int, metavar="N", help="as in a recipe")
     claims.add_argument("--seed", type=int, default=0, metavar="N", help="as in a recipe")
+    story = command("story", _story, "freeze a story with all that its views show")
+    story.add_argument("story", help="a JSON file of title, summary and views, or a frozen one; - for stdin")
+    story.add_argument(
+        "--to", required=True, type=Path, metavar="FILE", help="a .json or .html file to write"
+    )
     bench = command("bench", _bench, "measure speed and memory beside their alternatives")
     bench.add_argument("which", nargs="*", help="names of benches; none: list them")
     return parser
@@ -153,6 +159,30 @@ def _claims(options: argparse.Namespace, host: Host) -> int:
         asked = {"text": options.text, **{field: given[f"{section}_{field}"] for field in fields}}
         conditions[section] = {name: value for name, value in asked.items() if value is not None}
     return headless.claims(options.model, conditions, options.methods, host)
+
+
+def _story(options: argparse.Namespace, host: Host) -> None:
+    from store.database import open_database  # noqa: PLC0415 - as for `serve`
+    from ui.story import freeze, is_frozen, read_frozen  # noqa: PLC0415
+    from ui.story_sheet import page  # noqa: PLC0415
+
+    if options.to.suffix not in (".json", ".html"):
+        raise UserError(f"--to is {str(options.to)!r}; it takes a file that ends in .json or .html")
+    written = headless.read(options.story)
+    if is_frozen(written):
+        frozen = read_frozen(written, options.story)
+    else:
+        database = open_database(host.database_url, host.journal)
+        frozen = freeze(database, parse_story(written))
+        database.close()
+    for number, view in enumerate(frozen["views"], start=1):
+        if "problem" in view:
+            print(f"warning: view {number}: {view['problem']}", file=sys.stderr)
+    told = page(frozen) if options.to.suffix == ".html" else json.dumps(frozen, ensure_ascii=False, indent=1)
+    try:
+        options.to.write_text(told, encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"{options.to}: cannot be written ({problem})") from None
 
 
 def _bench(options: argparse.Namespace, host: Host) -> int:

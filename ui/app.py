@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import gradio as gr
 
@@ -10,8 +11,8 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import Jobs
 from store import results
-from ui.pages import about, compare, compress, explore, layers, papers, queue, tasting
-from ui.theme import CSS, theme
+from ui.pages import about, compare, compress, explore, layers, papers, queue, stories, tasting
+from ui.theme import CSS, ICON, theme
 
 # (name, path, what builds it); the first page is the front door.
 PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
@@ -22,8 +23,12 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
     ("Tasting", "tasting", tasting.build),
     ("Layers", "layers", layers.build),
     ("Papers", "papers", papers.build),
+    ("Stories", "stories", stories.build),
     ("About", "about", about.build),
 )
+_SCRIPT = (Path(__file__).parent / "head.js").read_text(encoding="utf-8")
+# Pages whose address is a view for a story.
+_VIEWS = ("Explore", "Compare", "Layers")
 _MARK = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.7" aria-hidden="true">'
     '<path d="M2.5 1.5v16h16"/><path d="M5 4v5h4v3.5h4v2h4.5"/></svg>'
@@ -38,7 +43,7 @@ def build(host: Host) -> gr.Blocks:
     demo = gr.Blocks(title="Paretoscope", analytics_enabled=False)
     for name, path, build_page in PAGES:
         with demo if not path else demo.route(name, f"/{path}"):
-            gr.HTML(_head(name), apply_default_css=False, elem_classes="plain")
+            gr.HTML(_head(name), js_on_load=_SCRIPT, apply_default_css=False, elem_classes="plain")
             build_page(demo, jobs)
     demo.queue(default_concurrency_limit=8, max_size=256)
     return demo
@@ -57,6 +62,7 @@ def launch(
             auth=list(host.auth) or None,
             theme=theme(),
             css=CSS,
+            favicon_path=str(ICON),
             prevent_thread_lock=True,
             show_error=True,
             share=False,
@@ -79,6 +85,8 @@ def _head(here: str) -> str:
         f'<a href="./{path}"{" aria-current=page" if name == here else ""}>{name}</a>'
         for name, path, _ in PAGES
     )
+    add = '<a class="add" href="./stories" data-add>Add to a story</a>' if here in _VIEWS else ""
     return (
-        f'<header class="head"><a class="brand" href="./">{_MARK}Paretoscope</a><nav>{links}</nav></header>'
+        f'<header class="head"><a class="brand" href="./">{_MARK}Paretoscope</a>'
+        f'<nav aria-label="Pages">{links}</nav>{add}</header>'
     )

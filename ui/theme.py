@@ -1,6 +1,7 @@
 """Colours, type and CSS of all pages; nothing in it is fetched from outside."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
@@ -121,4 +122,8 @@ def theme() -> gr.themes.Base:
     )
 
 
-CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
+CSS = "".join((_HERE / name).read_text(encoding="utf-8") for name in ("theme.css", "story.css"))
+ICON = _HERE / "mark.svg"
+# The icon inside a page that has no files beside it.
+MARK = "data:image/svg+xml," + quote(ICON.read_text(encoding="utf-8").strip())
