@@ -12,7 +12,7 @@ from backend.host import Host
 from backend.jobs import Jobs
 from store import results
 from ui.pages import about, compare, compress, explore, layers, papers, queue, stories, tasting
-from ui.theme import CSS, ICON, theme
+from ui.theme import CSS, ICON, MARK, theme
 
 # (name, path, what builds it); the first page is the front door.
 PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
@@ -63,6 +63,7 @@ def launch(
             theme=theme(),
             css=CSS,
             favicon_path=str(ICON),
+            head=f'<link rel="icon" href="{MARK}">',
             prevent_thread_lock=True,
             show_error=True,
             share=False,

@@ -1,7 +1,7 @@
 const here = element.querySelector('[aria-current]')?.textContent;
 // The page's title tells the view: what is marked as its name, else the page.
 function entitle() {
-  const name = document.querySelector('[data-title]')?.textContent || here;
+  const name = document.querySelector('[data-page]')?.textContent || here;
   const title = name ? `${name} · Paretoscope` : 'Paretoscope';
   if (document.title !== title) document.title = title;
 }

@@ -66,7 +66,7 @@ def _heading(run: Mapping[str, Any]) -> str:
     )
     name = f'{status_badge(run)}<span class="note mono">{run["id"]}</span>'
     return (
-        f"{top(name, button('Close', 'close'))}<h3 data-title>{escape(run['chain'])}</h3>"
+        f"{top(name, button('Close', 'close'))}<h3 data-page>{escape(run['chain'])}</h3>"
         f'<p class="note">{text}; by {escape(run["user"])}, {age(run["finished"] or run["created"])}</p>'
         f'{cause}{failure}<div class="acts" style="margin-top:8px">{"".join(actions)}</div>'
     )

@@ -122,7 +122,7 @@ def views_table(jobs: Jobs, story_id: str, chosen: int, may_edit: bool) -> str:
         table((), lines, numeric_from=2) if lines else '<p class="note">No views yet: add the first one.</p>'
     )
     summary = "" if may_edit else markdown(frozen["summary"])
-    name = f"<h3 data-title>{escape(frozen['title'])}</h3>"
+    name = f"<h3 data-page>{escape(frozen['title'])}</h3>"
     return card(f"{top(name, acts)}{summary}{body}", "story-card")
 
 
@@ -206,7 +206,7 @@ def build(page_: gr.Blocks, jobs: Jobs) -> None:
             shown = panel("story-views")
             with gr.Row(equal_height=False, visible=False, elem_id="story-more") as more:
                 given = gr.Textbox(
-                    label="Add a view", placeholder="Paste the address of Explore, Compare or Layers",
+                    label="Add a view: paste its address", placeholder="compare?runs=...",
                     elem_id="story-address", scale=4, min_width=220,
                 )  # fmt: skip
                 add = gr.Button("Add the view", elem_id="story-add-view", scale=0, min_width=120)
@@ -322,14 +322,16 @@ def build(page_: gr.Blocks, jobs: Jobs) -> None:
     def texted(request: gr.Request, story_id: str) -> list[Any]:
         return appended(request, story_id, None)
 
-    def written(request: gr.Request, story_id: str, number: int, *words: str) -> list[Any]:
-        new_title, new_summary, new_caption = (word or "" for word in words)
+    def written(part: str, request: gr.Request, story_id: str, number: int, words: str | None) -> list[Any]:
+        # Each box writes its own part: on opening a story they change one after the other.
         row = results.story(jobs.database, story_id) if story_id else None
         if row is None:
             return [gr.skip(), gr.skip(), gr.skip()]
-        before = story_of(row)
-        after = before.model_copy(update={"title": new_title.strip() or "Untitled", "summary": new_summary})
-        after = captioned(after, number, new_caption)
+        before, words = story_of(row), words or ""
+        if part == "caption":
+            after = captioned(before, number, words)
+        else:
+            after = before.model_copy(update={part: words})
         if after == before:
             return [gr.skip(), gr.skip(), gr.skip()]
         try:
@@ -337,6 +339,15 @@ def build(page_: gr.Blocks, jobs: Jobs) -> None:
         except UserError as error:
             return [banner(escape(str(error)), "bad"), gr.skip(), gr.skip()]
         return ["", listing(jobs, story_id), views_table(jobs, story_id, number, True)]
+
+    def title_written(request: gr.Request, *values: Any) -> list[Any]:
+        return written("title", request, *values)
+
+    def summary_written(request: gr.Request, *values: Any) -> list[Any]:
+        return written("summary", request, *values)
+
+    def caption_written(request: gr.Request, *values: Any) -> list[Any]:
+        return written("caption", request, *values)
 
     def _user(request: gr.Request) -> str:
         return getattr(request, "username", None) or "anonymous"
@@ -349,10 +360,9 @@ def build(page_: gr.Blocks, jobs: Jobs) -> None:
     add.click(appended, [current, given], [*parts, given], **quiet)
     given.submit(appended, [current, given], [*parts, given], **quiet)
     text.click(texted, current, [*parts, given], **quiet)
-    for box in (title, summary, caption):
+    for box, write in ((title, title_written), (summary, summary_written), (caption, caption_written)):
         box.change(
-            written, [current, view, title, summary, caption], [problem, listed, shown],
-            trigger_mode="always_last", **quiet,
+            write, [current, view, box], [problem, listed, shown], trigger_mode="always_last", **quiet
         )  # fmt: skip
 
 
