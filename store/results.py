@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sqlalchemy import Select, func, select
 
 from store.database import Database
@@ -35,6 +36,9 @@ _POINT_COLUMNS = (
 )
 # Reading all numbers of 2,000 runs takes a quarter of a second, so pages only read what is new.
 _kept_points: WeakKeyDictionary[Database, tuple[int, pd.DataFrame]] = WeakKeyDictionary()
+_kept_windows: WeakKeyDictionary[
+    Database, dict[str, tuple[int, dict[tuple[str, str], NDArray[np.float64]]]]
+] = WeakKeyDictionary()
 _points_lock = Lock()
 _PHASES = ["run_id", "model", "chain", "recipe", "worker", "finished", "phase", "seconds"]
 
@@ -136,6 +140,23 @@ def series(database: Database, run_ids: Sequence[str], name: str) -> pd.DataFram
     frame = _frame(database, query)
     lists = [np.array(json.loads(numbers)) for numbers in frame["numbers"]]
     return frame.drop(columns="numbers").assign(values=pd.Series(lists, dtype=object))
+
+
+def windows(database: Database, name: str) -> dict[tuple[str, str], NDArray[np.float64]]:
+    """{(run, comparable): the value on each window} of a series, of all finished runs; do not write to it."""
+    with _points_lock:
+        version, found = _kept_windows.setdefault(database, {}).get(name, (-1, {}))
+        newest = results_version(database)
+        if newest != version:
+            query = select(Series.run_id, Protocol.comparable, Series.numbers)
+            query = query.join(Protocol, Protocol.digest == Series.protocol).join(
+                Run, Run.id == Series.run_id
+            )
+            with database.read() as connection:
+                fresh = connection.execute(query.where(Series.name == name, Run.version > version)).all()
+            found = {**found, **{(run, key): np.array(json.loads(told)) for run, key, told in fresh}}
+            _kept_windows[database][name] = (newest, found)
+        return found
 
 
 def layers(database: Database, run_id: str) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """Result tables as plotly figures (plain dictionaries). Colours of ink and lines are CSS variables, which the
 plot resolves in the browser, so that a figure follows the light or dark page it stands on."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ui.quantities import age, byte_size, significant, with_error
+from ui.quantities import significant
 
 Figure = dict[str, Any]
+# What a stored metric may be called.
+METRIC = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?")
 DENSE = "dense"
 
 
@@ -46,6 +49,26 @@ QUALITIES = {
     )
 }
 
+# Everything else that is measured can stand on an axis too.
+_OTHERS = (
+    Axis("divergence.kl_median", "KL divergence from dense (median)", log=True),
+    Axis("divergence.kl_reverse", "KL divergence to dense (mean)", log=True),
+    Axis("divergence.flips", "Flips against dense (%)", 0.01),
+    Axis("size.linears", "Linears (MB)", 1e6),
+    Axis("speed.prefill", "Prefill (tokens/s)", higher_is_better=True),
+    Axis("speed.decode", "Decode (tokens/s)", higher_is_better=True),
+    Axis("sanity.repetition", "Repetition in samples (%)", 0.01),
+)
+AXES = {**COSTS, **QUALITIES, **{axis.metric: axis for axis in _OTHERS}}
+
+
+def axis_of(metric: str, default: str) -> Axis:
+    """The axis of a metric; a name that is none falls back."""
+    if metric in AXES:
+        return AXES[metric]
+    return Axis(metric, metric) if METRIC.fullmatch(metric) else AXES[default]
+
+
 # One family of hues a kind of method, of middle lightness: they must read on white and on near-black.
 _PALETTES = {
     "quantize": ("#3f7fd0", "#8a63d2", "#2a9db5", "#c05fbf", "#5b6ee1", "#4f93a8"),
@@ -53,12 +76,10 @@ _PALETTES = {
     "factorize": ("#2f9e6e", "#6c9a2b", "#1f8f8a"),
     "compensate": ("#2f9e6e", "#6c9a2b", "#1f8f8a"),
 }
-_OTHER = ("#7d8894", "#94806b", "#6f8f7f")
+OTHER = ("#7d8894", "#94806b", "#6f8f7f")
 # Which stage of a chain decides most about its bytes, and so gives the point its colour.
 _LEADS = ("quantize", "prune", "factorize")
-_SYMBOLS = ("circle", "diamond", "square", "hexagon2")
-# Beyond this many points error bars are a hatching, not information.
-_MOST_ERROR_BARS = 400
+SYMBOLS = ("circle", "diamond", "square", "hexagon2", "triangle-up", "pentagon", "bowtie")
 
 
 def colours(kinds: Mapping[str, str]) -> dict[str, str]:
@@ -66,11 +87,16 @@ def colours(kinds: Mapping[str, str]) -> dict[str, str]:
     placed: dict[str, int] = {}
     chosen: dict[str, str] = {}
     for name in sorted(kinds):
-        palette = _PALETTES.get(kinds[name], _OTHER)
+        palette = _PALETTES.get(kinds[name], OTHER)
         position = placed.get(kinds[name], 0)
         placed[kinds[name]] = position + 1
         chosen[name] = palette[position % len(palette)]
     return chosen
+
+
+def family_colours(names: Iterable[str]) -> dict[str, str]:
+    """{kind of method: colour}."""
+    return {name: _PALETTES.get(name, OTHER)[0] for name in names}
 
 
 def lead(chain: str, kinds: Mapping[str, str]) -> str:
@@ -99,173 +125,49 @@ def front(x: Sequence[float], y: Sequence[float], higher_is_better: bool = False
     return kept
 
 
-def scatter(
-    points: pd.DataFrame,
-    x: Axis,
-    y: Axis,
-    kinds: Mapping[str, str],
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-    show_broken: bool = True,
-    revision: str = "",
-) -> Figure:
-    """Trade-offs of runs of one model under one protocol, their Pareto front and the dense reference."""
-    table = _placed(points, x, y)
-    dense = table[table["chain"] == DENSE].head(1)
-    broken = table[table["broken"].notna() & (table["chain"] != DENSE)]
-    sound = table[table["broken"].isna()]
-    runs = sound[sound["chain"] != DENSE]
-    traces: list[Figure] = [_front_line(sound, y)]
-    leads = runs["chain"].map(lambda chain: lead(chain, kinds))
-    palette = colours(kinds)
-    for name in sorted(leads.unique()):
-        traces.append(_markers(runs[leads == name], name, palette.get(name, _OTHER[0]), len(runs)))
-    if show_broken and len(broken):
-        traces.append(_crosses(broken, sound, y))
-    if len(dense):
-        star = _markers(dense, DENSE, "var(--plot-front)", _MOST_ERROR_BARS + 1)
-        star["marker"] |= {"symbol": "star", "size": 14, "opacity": 1}
-        traces.append(star)
-    return {
-        "data": traces,
-        "layout": _layout(x, y, log_x, log_y, dense, f"{revision}|{x.metric}|{y.metric}|{log_x}|{log_y}"),
-    }
-
-
-def _placed(points: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
-    columns = [x.metric, y.metric, f"{y.metric}.stderr"]
-    table = points.reindex(columns=[*points.columns, *(name for name in columns if name not in points)])
-    table = table.assign(
-        _x=table[x.metric].astype(float) / x.scale,
-        _y=table[y.metric].astype(float) / y.scale,
-        _error=table[f"{y.metric}.stderr"].astype(float) / y.scale,
-    )
-    return table[np.isfinite(table["_x"]) & np.isfinite(table["_y"])]
-
-
-def _front_line(sound: pd.DataFrame, y: Axis) -> Figure:
-    best = sound.iloc[front(sound["_x"].tolist(), sound["_y"].tolist(), y.higher_is_better)]
-    return {
-        "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
-        "x": _rounded(best["_x"]), "y": _rounded(best["_y"]),
-        "line": {"shape": "hv", "width": 1.4, "color": "var(--plot-front)"},
-    }  # fmt: skip
-
-
-def _markers(rows: pd.DataFrame, name: str, colour: str, crowd: int) -> Figure:
-    stages = [min(chain.count(" → "), len(_SYMBOLS) - 1) for chain in rows["chain"]]
-    small = crowd > _MOST_ERROR_BARS
-    trace: Figure = {
-        "type": "scatter", "mode": "markers", "name": name,
-        "x": _rounded(rows["_x"]), "y": _rounded(rows["_y"]),
-        "customdata": _facts(rows), "hovertemplate": _HOVER,
-        "marker": {
-            "color": colour, "size": 7 if small else 10, "opacity": 0.72 if small else 0.92,
-            "symbol": [_SYMBOLS[number] for number in stages],
-            "line": {"width": 0.5 if small else 1, "color": "var(--paper)"},
-        },
-    }  # fmt: skip
-    if not small:
-        trace["error_y"] = {
-            "type": "data", "array": [None if np.isnan(e) else float(f"{e:.4g}") for e in rows["_error"]],
-            "thickness": 1, "width": 2, "color": colour,
-        }  # fmt: skip
-    return trace
-
-
-def _crosses(broken: pd.DataFrame, sound: pd.DataFrame, y: Axis) -> Figure:
-    """Broken runs; one far out stands just beyond the worst sound run, or it would flatten all the others."""
-    worst = float(sound["_y"].min() / 1.15 if y.higher_is_better else sound["_y"].max() * 1.15)
-    if np.isfinite(worst):
-        clip = {"lower": worst} if y.higher_is_better else {"upper": worst}
-        broken = broken.assign(_y=broken["_y"].clip(**clip))
-    crosses = _markers(broken, "broken", "var(--bad)", _MOST_ERROR_BARS + 1)
-    crosses["marker"] |= {
-        "symbol": "x-thin-open", "size": 8, "opacity": 0.8, "line": {"width": 1.6, "color": "var(--bad)"},
-    }  # fmt: skip
-    return crosses
-
-
-_HOVER_LINES = (
-    ("Perplexity", "perplexity"),
-    ("KL from dense", "divergence.kl"),
-    ("KL, 99th percentile", "divergence.kl_p99"),
-    ("Top-1 agreement", "divergence.agreement"),
-)
-_HOVER = (
-    "<b>%{customdata[1]}</b><br>"
-    + "".join(f"{label}  %{{customdata[{number}]}}<br>" for number, (label, _) in enumerate(_HOVER_LINES, 2))
-    + "Packed %{customdata[6]}, file %{customdata[7]}, peak %{customdata[8]}<br>"
-    "%{customdata[9]} bits per weight<br>%{customdata[10]}<extra></extra>"
-)
-
-
-def _facts(rows: pd.DataFrame) -> list[list[str]]:
-    """What a point's hover tells, and first of all its run."""
-    cells = [rows["id"].tolist(), [_short(chain) for chain in rows["chain"]]]
-    for _, metric in _HOVER_LINES:
-        values = rows[metric] if metric in rows else [None] * len(rows)
-        errors = rows[f"{metric}.stderr"] if f"{metric}.stderr" in rows else [None] * len(rows)
-        cells.append([with_error(metric, *pair) for pair in zip(values, errors, strict=True)])
-    for metric in ("size.packed", "size.file", "memory.peak"):
-        cells.append([byte_size(value) for value in rows.get(metric, [None] * len(rows))])
-    bits = rows.get("size.bits_per_weight", [None] * len(rows))
-    cells.append([significant(value, 3) for value in bits])
-    cells.append(
-        [
-            escape(
-                f"{model}, {text or 'no text'}, {age(finished)}"
-                + (f"; broken: {broken}" if isinstance(broken, str) else "")
-            )
-            for model, text, finished, broken in zip(
-                rows["model"], rows["text"], rows["finished"], rows["broken"], strict=True
-            )
-        ]
-    )
-    return [list(fact) for fact in zip(*cells, strict=True)]
-
-
-def _short(chain: str, most: int = 90) -> str:
+def short(chain: str, most: int = 90) -> str:
+    """A chain as markup that fits a hover."""
     return escape(chain if len(chain) <= most else chain[: most - 1] + "…")
 
 
-def _rounded(values: pd.Series) -> list[float]:
+def rounded(values: pd.Series) -> list[float]:
+    """Numbers as a figure needs them, and no longer."""
     return [float(f"{value:.6g}") for value in values]
 
 
-def _layout(x: Axis, y: Axis, log_x: bool, log_y: bool, dense: pd.DataFrame, revision: str) -> Figure:
+def layout(x: Axis, y: Axis, log_x: bool, log_y: bool, dense: float | None, revision: str) -> Figure:
+    """Axes, legend and hover of a plot; `dense` is the height of a dotted line."""
     axis = {
         "gridcolor": "var(--plot-grid)", "linecolor": "var(--rule-2)", "zeroline": False, "showline": True,
         "ticks": "outside", "tickcolor": "var(--rule-2)", "ticklen": 4, "automargin": True,
         "tickfont": {"color": "var(--ink-2)"},
     }  # fmt: skip
-    layout: Figure = {
+    made: Figure = {
         "autosize": True, "uirevision": revision, "hovermode": "closest", "dragmode": "zoom",
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 58, "r": 16, "t": 8, "b": 48},
         "font": {"size": 12, "color": "var(--ink)", "family": "var(--font)"},
-        "xaxis": axis | _scale(log_x) | {"title": {"text": x.title, "font": {"size": 12.5}, "standoff": 8}},
-        "yaxis": axis | _scale(log_y) | {"title": {"text": y.title, "font": {"size": 12.5}, "standoff": 8}},
+        "xaxis": axis | scale(log_x) | {"title": {"text": x.title, "font": {"size": 12.5}, "standoff": 8}},
+        "yaxis": axis | scale(log_y) | {"title": {"text": y.title, "font": {"size": 12.5}, "standoff": 8}},
         "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
         "hoverlabel": {
             "bgcolor": "var(--plot-hover)", "bordercolor": "var(--rule-2)", "align": "left",
             "font": {"size": 12, "color": "var(--ink)"},
         },
     }  # fmt: skip
-    if len(dense) and (height := float(dense["_y"].iloc[0])) > 0:
-        layout["shapes"] = [
+    if dense is not None and dense > 0:
+        made["shapes"] = [
             {
                 "type": "line", "layer": "below",
-                "xref": "paper", "x0": 0, "x1": 1, "y0": height, "y1": height,
+                "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense,
                 "line": {"color": "var(--plot-dense)", "width": 1, "dash": "dot"},
                 "label": {
-                    "text": f"dense {significant(height)}", "textposition": "start", "yanchor": "bottom",
+                    "text": f"dense {significant(dense)}", "textposition": "start", "yanchor": "bottom",
                     "font": {"size": 11, "color": "var(--ink-3)"},
                 },
             }
         ]  # fmt: skip
-    return layout
+    return made
 
 
 # Lightness alone tells the order, so that no kind of colour blindness and no page hides it.
@@ -348,7 +250,7 @@ _LOG_TICKS = [
 ]
 
 
-def _scale(log: bool) -> Figure:
+def scale(log: bool) -> Figure:
     return (
         {
             "type": "log",
@@ -385,7 +287,7 @@ def taste(models: Sequence[Tasted]) -> Figure:
         {
             "type": "scatter", "mode": "markers", "name": DENSE, "x": [0], "y": [0], "showlegend": False,
             "marker": {"symbol": "star", "size": 14, "color": "var(--plot-front)"},
-            "hovertemplate": "<b>dense</b><extra></extra>",
+            "hovertemplate": "<b>dense</b><extra></extra>", "cliponaxis": False,
         }
     ]  # fmt: skip
     for number, model in enumerate(models):
@@ -393,8 +295,8 @@ def taste(models: Sequence[Tasted]) -> Figure:
         traces.append(
             {
                 "type": "scatter", "mode": "markers", "name": escape(model.name), "showlegend": False,
-                "x": _rounded(pd.Series([model.kl])), "y": _rounded(pd.Series([model.score])),
-                "marker": {"color": colour, "size": 11, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+                "x": rounded(pd.Series([model.kl])), "y": rounded(pd.Series([model.score])),
+                "marker": {"color": colour, "size": 11, "symbol": SYMBOLS[number % len(SYMBOLS)]},
                 "error_x": {
                     "type": "data", "array": [model.kl_error], "color": colour, "thickness": 1.4, "width": 3,
                 },
@@ -402,18 +304,18 @@ def taste(models: Sequence[Tasted]) -> Figure:
                     "type": "data", "symmetric": False, "color": colour, "thickness": 1.4, "width": 3,
                     "array": [model.high - model.score], "arrayminus": [model.score - model.low],
                 },
-                "hovertemplate": f"<b>{_short(model.name)}</b><br>{escape(model.told)}<extra></extra>",
+                "hovertemplate": f"<b>{short(model.name)}</b><br>{escape(model.told)}<extra></extra>",
             }
         )  # fmt: skip
-    layout = _layout(x, y, False, False, pd.DataFrame(), "taste")
-    layout["xaxis"] |= {"rangemode": "tozero"}
-    layout["shapes"] = [
+    frame = layout(x, y, False, False, None, "taste")
+    frame["xaxis"] |= {"rangemode": "tozero"}
+    frame["shapes"] = [
         {
             "type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0,
             "line": {"color": "var(--plot-dense)", "width": 1, "dash": "dot"},
         }
     ]  # fmt: skip
-    return {"data": traces, "layout": layout}
+    return {"data": traces, "layout": frame}
 
 
 def taste_colour(number: int) -> str:

@@ -26,6 +26,6 @@ function drawn(host, figure, selected, root, options) {
   const narrow = host.clientWidth < 560;
   if (narrow) { layout.margin.l = 44; layout.margin.r = 6; layout.yaxis.title.text = layout.yaxis.title.text.split(' (')[0]; }
   return Plotly.react(host, [...data, ...ring(data, selected, style)], layout, {responsive: true, displaylogo: false,
-    displayModeBar: narrow ? false : 'hover', modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'],
+    displayModeBar: narrow ? false : 'hover', modeBarButtonsToRemove: ['autoScale2d', 'sendChartToCloud'],
     toImageButtonOptions: {filename: 'paretoscope', scale: 2}, ...options});
 }

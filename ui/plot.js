@@ -10,6 +10,11 @@ function draw() {
       const facts = event.points[0].customdata;
       if (facts) trigger('select', {run: facts[0]});
     });
+    // A lasso or a box around points: all of them together.
+    host.on('plotly_selected', event => {
+      const runs = [...new Set((event?.points || []).filter(point => point.customdata).map(point => point.customdata[0]))];
+      if (runs.length) trigger('select', {action: 'several', runs});
+    });
     new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']});
   }
 }

@@ -2,15 +2,25 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import pandas as pd
 
+from backend.errors import UserError
 from store import results
 from store.database import Database
-from ui import charts
+from ui import charts, filters
+from ui.charts import Axis
+from ui.noise import series_name
+from ui.scatter import Dominated, Look, Symbol, scatter
+
+# The scope that holds every model and protocol.
+EVERYTHING = "*"
+MOST_BASKET = 4
+SYMBOLS = ("stages", "kind", "none")
+DOMINATED = ("dim", "show", "hide")
 
 
 @dataclass(frozen=True)
@@ -23,48 +33,98 @@ class View:
     log_x: bool = False
     log_y: bool = True
     broken: bool = True
+    colour: str = "method"
+    symbol: str = "stages"
+    dominated: str = "dim"
     words: str = ""
+    basket: str = ""
     run: str = ""
     order: str = ""
 
     @classmethod
     def of_query(cls, query: Mapping[str, str]) -> "View":
         """The view that an address names; what it does not know falls back to the default."""
-        x, y = query.get("x", cls.x), query.get("y", cls.y)
-        x, y = (x if x in charts.COSTS else cls.x), (y if y in charts.QUALITIES else cls.y)
-        return cls(
+        x, y = charts.axis_of(query.get("x", cls.x), cls.x), charts.axis_of(query.get("y", cls.y), cls.y)
+        return cls._checked(
             scope=query.get("scope", ""),
-            x=x,
-            y=y,
-            log_x=query.get("logx", "1" if charts.COSTS[x].log else "0") == "1",
-            log_y=query.get("logy", "1" if charts.QUALITIES[y].log else "0") == "1",
+            x=x.metric,
+            y=y.metric,
+            log_x=query.get("logx", "1" if x.log else "0") == "1",
+            log_y=query.get("logy", "1" if y.log else "0") == "1",
             broken=query.get("broken", "1") == "1",
-            words=query.get("find", "")[:200],
-            run=query.get("run", "")[:12],
-            order=query.get("order", "")[:40],
+            colour=query.get("colour", cls.colour),
+            symbol=query.get("symbol", cls.symbol),
+            dominated=query.get("dominated", cls.dominated),
+            words=query.get("find", ""),
+            basket=query.get("with", ""),
+            run=query.get("run", ""),
+            order=query.get("order", ""),
         )
 
     @classmethod
     def of_controls(cls, values: Sequence[Any]) -> "View":
-        """The view that the page's controls hold; an axis that is none falls back to the default."""
-        scope, x, y, *rest, words, run, order = values
-        x, y = (x if x in charts.COSTS else cls.x), (y if y in charts.QUALITIES else cls.y)
-        return cls(scope or "", x, y, *rest, (words or "")[:200], run or "", order or "")
+        """The view that the page's controls hold, in the order of the fields; nonsense falls back."""
+        told = dict(zip((field.name for field in fields(cls)), values, strict=True))
+        x, y = charts.axis_of(told["x"] or "", cls.x), charts.axis_of(told["y"] or "", cls.y)
+        switches = ("log_x", "log_y", "broken")
+        texts = {name: value or "" for name, value in told.items() if name not in switches}
+        return cls._checked(
+            **{**texts, "x": x.metric, "y": y.metric}, **{name: bool(told[name]) for name in switches}
+        )
+
+    @classmethod
+    def _checked(cls, **told: Any) -> "View":
+        runs = [run[:12] for run in told["basket"].split(",") if run]
+        told |= {
+            "colour": told["colour"][:60] or cls.colour,
+            "symbol": told["symbol"] if told["symbol"] in SYMBOLS else cls.symbol,
+            "dominated": told["dominated"] if told["dominated"] in DOMINATED else cls.dominated,
+            "words": told["words"][:300],
+            "basket": ",".join(list(dict.fromkeys(runs))[:MOST_BASKET]),
+            "run": told["run"][:12],
+            "order": told["order"][:40],
+        }
+        return cls(**told)
+
+    @property
+    def look(self) -> Look:
+        """How the points are drawn."""
+        return Look(
+            self.colour, cast(Symbol, self.symbol), cast(Dominated, self.dominated), self.broken,
+            self.log_x, self.log_y,
+        )  # fmt: skip
+
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """What stands across and upwards."""
+        return charts.axis_of(self.x, View.x), charts.axis_of(self.y, View.y)
 
     def query(self, default_scope: str = "") -> str:
         """The address of this view, without what is the default anyway."""
+        x, y = self.axes
         told = {
             "run": self.run,
             "x": self.x if self.x != View.x else "",
             "y": self.y if self.y != View.y else "",
-            "logx": str(int(self.log_x)) if self.log_x != charts.COSTS[self.x].log else "",
-            "logy": str(int(self.log_y)) if self.log_y != charts.QUALITIES[self.y].log else "",
+            "logx": str(int(self.log_x)) if self.log_x != x.log else "",
+            "logy": str(int(self.log_y)) if self.log_y != y.log else "",
             "broken": "" if self.broken else "0",
+            "colour": self.colour if self.colour != View.colour else "",
+            "symbol": self.symbol if self.symbol != View.symbol else "",
+            "dominated": self.dominated if self.dominated != View.dominated else "",
             "find": self.words,
+            "with": self.basket,
             "scope": self.scope if self.scope != default_scope else "",
             "order": self.order,
         }
-        return "?" + urlencode({key: value for key, value in told.items() if value})
+        return "?" + urlencode({key: value for key, value in told.items() if value}, safe=",")
+
+
+def figure(database: Database, shown: pd.DataFrame, view: View, kinds: Mapping[str, str]) -> charts.Figure:
+    """The plot of what is shown."""
+    x, y = view.axes
+    windows = results.windows(database, series_name(y.metric))
+    return scatter(shown, x, y, kinds, view.look, windows, view.scope)
 
 
 def scopes(points: pd.DataFrame) -> list[str]:
@@ -98,22 +158,31 @@ def scope_choices(database: Database, points: pd.DataFrame) -> list[tuple[str, s
         count = int((in_scope & (points["status"] == "done")).sum())
         label = f"{model}: {text}, {windows}{place}, {count} run{'' if count == 1 else 's'}"
         choices.append((label, key))
+    if len(keys) > 1:
+        choices.append((f"Everything, told apart by symbol, {len(keys)} models and protocols", EVERYTHING))
     labels = [label for label, _ in choices]
     # Two protocols can look alike and still differ, in the tokenizer or the digest of the text.
     return [(f"{label} ({key[-6:]})" if labels.count(label) > 1 else label, key) for label, key in choices]
 
 
 def visible(points: pd.DataFrame, view: View) -> pd.DataFrame:
-    """The finished runs of the view's scope that hold all of its words."""
-    known = scopes(points)
-    scope = view.scope if view.scope in known else (known[0] if known else "|")
-    model, protocol = scope.rsplit("|", 1)
-    shown = points[
-        (points["model"] == model) & (points["protocol"] == protocol) & (points["status"] == "done")
-    ]
-    for word in view.words.lower().split():
-        held = shown["chain"].str.lower().str.contains(word, regex=False)
-        for column in ("id", "user", "source", "name"):
-            held |= shown[column].str.lower().str.contains(word, regex=False)
-        shown = shown[held | (shown["chain"] == charts.DENSE)]
-    return shown
+    """The finished runs of the view's scope that its filter keeps; none when the filter is wrong."""
+    return filtered(points, view)[0]
+
+
+def filtered(points: pd.DataFrame, view: View) -> tuple[pd.DataFrame, str]:
+    """(the finished runs of the view's scope that its filter keeps, what is wrong with the filter)."""
+    shown = points[(points["status"] == "done") & (points["protocol"] != "")]
+    if view.scope != EVERYTHING:
+        known = scopes(points)
+        scope = view.scope if view.scope in known else (known[0] if known else "|")
+        model, protocol = scope.rsplit("|", 1)
+        shown = shown[(shown["model"] == model) & (shown["protocol"] == protocol)]
+    if not view.words.strip() or shown.empty:
+        return shown, ""
+    try:
+        kept = filters.kept(shown, view.words)
+    except UserError as error:
+        return shown.head(0), str(error)
+    # The dense model stays as the reference, unless that is what is asked about.
+    return shown[kept | ((shown["chain"] == charts.DENSE) & ("is:" not in view.words))], ""

@@ -1,9 +1,11 @@
 """The Pareto front and the figure around it."""
 
 import itertools
+import json
 import math
 import re
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from store import results
 from ui import charts
+from ui.scatter import Look, scatter
 
 KINDS = {"rtn": "quantize", "gptq": "quantize", "wanda": "prune", "sparsegpt": "prune", "eora": "compensate"}
 PACKED, PERPLEXITY = charts.COSTS["size.packed"], charts.QUALITIES["perplexity"]
@@ -53,7 +56,8 @@ def points(jobs, filled):
 
 
 def drawn(points, x=PACKED, y=PERPLEXITY, **options):
-    figure = charts.scatter(points, x, y, KINDS, **options)
+    windows = options.pop("windows", None)
+    figure = scatter(points, x, y, KINDS, Look(**options), windows)
     return figure, {trace["name"]: trace for trace in figure["data"]}
 
 
@@ -70,7 +74,7 @@ def test_broken_runs_stay_off_the_front_and_keep_the_scale(points):
     assert 48211 not in traces["Pareto front"]["y"]
     assert max(traces["broken"]["y"]) < 100
     assert "48,211" in traces["broken"]["customdata"][0][2]
-    _, without = drawn(points, show_broken=False)
+    _, without = drawn(points, broken=False)
     assert "broken" not in without
 
 
@@ -125,12 +129,87 @@ def test_names_in_a_hover_cannot_bring_markup(points):
 
 
 def test_a_store_without_a_metric_draws_an_empty_plot():
-    empty = pd.DataFrame({"id": [], "chain": [], "broken": [], "model": [], "text": [], "finished": []})
-    figure, _ = drawn(empty)
-    assert [len(trace["x"]) for trace in figure["data"]] == [0]
+    columns = ("id", "chain", "broken", "model", "protocol", "text", "finished", "recipe")
+    figure, _ = drawn(pd.DataFrame({name: pd.Series([], dtype=object) for name in columns}))
+    assert figure["data"] == []
 
 
 def test_every_pair_of_axes_can_be_drawn(points):
-    for x, y in itertools.product(charts.COSTS.values(), charts.QUALITIES.values()):
+    for x, y in itertools.product(charts.AXES.values(), charts.AXES.values()):
         figure, _ = drawn(points, x, y)
-        assert figure["data"]
+        titles = [figure["layout"][f"{axis}axis"]["title"]["text"] for axis in "xy"]
+        assert titles == [x.title, y.title]
+
+
+def windows_of(points, **values):
+    """Made-up windows of runs by chain."""
+    rows = zip(points["id"], points["protocol"], points["chain"], strict=True)
+    return {(run, protocol): np.array(values[chain]) for run, protocol, chain in rows if chain in values}
+
+
+def test_what_cannot_be_told_from_the_front_is_not_called_dominated(points):
+    base = np.array([3.0, 2.5, 3.5, 3.1, 2.9, 3.2, 2.8, 3.3])
+    wobble = np.array([0.2, -0.2, 0.1, -0.1, 0.2, -0.15, 0.05, -0.05])
+    values = {
+        "gptq 3-bit g64": base, "rtn 3-bit g64": base + 0.01 + wobble, "wanda 2:4": base + 0.3 + wobble / 10,
+    }  # fmt: skip
+    some = points[points["chain"].isin(values)].copy()
+    _, traces = drawn(some, windows=windows_of(some, **values), dominated="hide")
+    assert len(traces["within noise of the front"]["x"]) == 1
+    assert "rtn" in traces
+    assert "wanda" not in traces
+    _, dimmed = drawn(some, windows=windows_of(some, **values))
+    assert dimmed["wanda"]["marker"]["opacity"] == [0.28]
+    assert dimmed["rtn"]["marker"]["opacity"] == [0.92]
+    assert "dominated" in dimmed["wanda"]["customdata"][0][-1]
+    assert "within noise" in dimmed["rtn"]["customdata"][0][-1]
+
+
+def test_without_windows_every_worse_run_is_dominated(points):
+    _, traces = drawn(points, dominated="hide")
+    assert "within noise of the front" not in traces
+    shown = {
+        fact[0] for name, trace in traces.items() if name != "broken" for fact in trace.get("customdata", [])
+    }
+    table = points[points["broken"].isna()]
+    ahead = charts.front(table["size.packed"].tolist(), table["perplexity"].tolist())
+    assert shown == set(table["id"].iloc[ahead])
+
+
+def test_colour_follows_any_parameter_the_family_or_the_model(points):
+    _, traces = drawn(points, colour="bits")
+    assert {"2", "3", "4", "without"} <= set(traces)
+    _, traces = drawn(points, colour="family")
+    assert {"quantize", "prune"} <= set(traces)
+    _, traces = drawn(points, colour="model")
+    assert "smollm2-135m-instruct" in traces
+
+
+def test_a_parameter_of_many_values_becomes_a_scale(points):
+    many = pd.concat([points.iloc[[1]]] * 12, ignore_index=True)
+    many["recipe"] = [
+        json.dumps({"stages": [{"method": "prune.wanda", "params": {"sparsity": n / 20}}]}) for n in range(12)
+    ]
+    many["id"] = [f"run{n}" for n in range(12)]
+    many["size.packed"] = [1e8 + n for n in range(12)]
+    _, traces = drawn(many, colour="sparsity")
+    assert traces["sparsity"]["marker"]["showscale"] is True
+    assert traces["sparsity"]["marker"]["color"][-1] == 0.55
+
+
+def test_protocols_that_share_a_picture_have_fronts_and_symbols_of_their_own(points):
+    other = points.assign(protocol="another", id=points["id"] + "x")
+    both = pd.concat([points, other], ignore_index=True)
+    figure, _ = drawn(both)
+    lines = [trace for trace in figure["data"] if trace["name"] == "Pareto front"]
+    assert len(lines) == 2
+    symbols = {
+        (point[0].endswith("x"), symbol)
+        for trace in figure["data"]
+        if isinstance(trace.get("marker", {}).get("symbol"), list)
+        for point, symbol in zip(trace["customdata"], trace["marker"]["symbol"], strict=True)
+    }
+    assert {symbol for second, symbol in symbols if second}.isdisjoint(
+        {symbol for second, symbol in symbols if not second}
+    )
+    assert "shapes" not in figure["layout"]

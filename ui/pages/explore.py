@@ -1,10 +1,11 @@
 """Explore: what each run costs and what it keeps, the front between them, and everything about one run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 import pandas as pd
@@ -12,28 +13,26 @@ import pandas as pd
 from backend.jobs import Jobs
 from backend.registry import discover
 from store import results
-from ui import charts
+from store.database import Database
+from ui import charts, filters
 from ui.pages.queue import pause_notice
-from ui.panel import address, banner, download, link, panel
+from ui.panel import address, banner, button, download, link, panel
 from ui.plot import plot
 from ui.quantities import duration
 from ui.run_card import GUIDE, card
 from ui.run_table import as_csv, as_json, ordered, rows
-from ui.view import View, scope_choices, scopes, visible
+from ui.scatter import COLOURS
+from ui.view import MOST_BASKET, View, figure, filtered, scope_choices, scopes, visible
+
+CROSS = "\N{MULTIPLICATION X}"
+# The plot as it stands, with the page's colours.
+SAVE_PLOT = """() => Plotly.downloadImage(document.querySelector('#pareto .plot'),
+  {format: '%s', filename: 'paretoscope', scale: 2, width: 1200, height: 700})"""
 
 
 def method_kinds() -> dict[str, str]:
     """{name: kind} of every method, as chains name them."""
     return {method.name: method.kind for method in discover().methods.values()}
-
-
-def figure(shown: pd.DataFrame, view: View, kinds: Mapping[str, str]) -> str:
-    """The plot of what is shown, as JSON."""
-    drawn = charts.scatter(
-        shown, charts.COSTS[view.x], charts.QUALITIES[view.y], kinds,
-        log_x=view.log_x, log_y=view.log_y, show_broken=view.broken, revision=view.scope,
-    )  # fmt: skip
-    return json.dumps(drawn, separators=(",", ":"))
 
 
 def activity(jobs: Jobs) -> str:
@@ -76,24 +75,61 @@ def nothing_yet(jobs: Jobs) -> str:
     return f'<div class="panel empty"><h3>No points yet</h3><p>{why}</p><p>{ways}</p></div>'
 
 
+def basket_strip(database: Database, view: View) -> str:
+    """The runs that are held for a comparison."""
+    ids = [run for run in view.basket.split(",") if run]
+    if not ids:
+        return ""
+    chains = results.runs(database, ids=ids).set_index("id")["chain"].to_dict()
+    held = "".join(
+        f'<span class="held">{escape(chains.get(run, run))}'
+        f"{button(CROSS, 'drop', run, hint='Take out of the comparison')}</span>"
+        for run in ids
+    )
+    way = link(f"Compare {len(ids)}", f"compare?{urlencode({'runs': ','.join(ids)}, safe=',')}")
+    return banner(f'<span class="chips">{held}{way}{button("Clear", "clear")}</span>', "quiet")
+
+
+def colour_choices(points: pd.DataFrame) -> list[tuple[str, str]]:
+    """What may give points their colour: a fixed few, and every parameter that the runs differ in."""
+    fixed = [(name.capitalize(), name) for name in COLOURS]
+    known = {value for _, value in fixed}
+    return fixed + [(name, name) for name in filters.parameter_names(points) if name not in known]
+
+
 def build(page: gr.Blocks, jobs: Jobs) -> None:
     """Lay the page out and wire it."""
     database, kinds = jobs.database, method_kinds()
+    axes = [(axis.title, axis.metric) for axis in charts.AXES.values()]
 
     strip = panel("activity")
     with gr.Row(equal_height=False, elem_id="axes"):
-        scope = gr.Dropdown([], label="Model and text", elem_id="scope", scale=4, min_width=300)
-        costs = [(axis.title, axis.metric) for axis in charts.COSTS.values()]
-        x = gr.Dropdown(costs, value=View.x, label="Cost", elem_id="axis-x", scale=2, min_width=190)
-        qualities = [(axis.title, axis.metric) for axis in charts.QUALITIES.values()]
-        y = gr.Dropdown(qualities, value=View.y, label="Quality", elem_id="axis-y", scale=2, min_width=190)
-        words = gr.Textbox(label="Filter", placeholder="gptq 3-bit", elem_id="filter", scale=2, min_width=150)
+        scope = gr.Dropdown([], label="Model and text", elem_id="scope", scale=5, min_width=300)
+        x = gr.Dropdown(axes, value=View.x, label="Across", elem_id="axis-x", scale=3, min_width=170)
+        y = gr.Dropdown(axes, value=View.y, label="Upwards", elem_id="axis-y", scale=3, min_width=170)
+        colour = gr.Dropdown(
+            [("Method", "method")], value=View.colour, label="Colour", elem_id="colour", scale=2,
+            min_width=120,
+        )  # fmt: skip
+    with gr.Row(equal_height=False, elem_id="filters"):
+        words = gr.Textbox(
+            label="Filter", placeholder=filters.HELP, elem_id="filter", scale=8, min_width=280, max_lines=1
+        )
+        symbol = gr.Dropdown(
+            [("Number of stages", "stages"), ("Kind of method", "kind"), ("All alike", "none")],
+            value=View.symbol, label="Symbol", elem_id="symbol", scale=2, min_width=140,
+        )  # fmt: skip
+        dominated = gr.Dropdown(
+            [("Dimmed", "dim"), ("Shown", "show"), ("Hidden", "hide")],
+            value=View.dominated, label="Dominated runs", elem_id="dominated", scale=2, min_width=120,
+        )  # fmt: skip
     with gr.Row(elem_id="switches"):
-        log_x = gr.Checkbox(label="Logarithmic cost", elem_id="log-x", container=False, min_width=60)
-        log_y = gr.Checkbox(True, label="Logarithmic quality", elem_id="log-y", container=False, min_width=60)
+        log_x = gr.Checkbox(label="Logarithmic across", elem_id="log-x", container=False, min_width=60)
+        log_y = gr.Checkbox(True, label="Logarithmic upwards", elem_id="log-y", container=False, min_width=60)
         broken = gr.Checkbox(
             True, label="Show broken runs", elem_id="show-broken", container=False, min_width=60
         )
+    held = panel("basket")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             scatter = plot("pareto", "Runs by cost and quality, with their Pareto front")
@@ -102,15 +138,20 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             chosen = panel("card", GUIDE)
     listing = panel("runs")
     with gr.Row(elem_id="downloads"):
-        csv = gr.Button("Download CSV", size="sm", elem_id="download-csv")
-        as_json_button = gr.Button("Download JSON", size="sm", elem_id="download-json")
+        csv = gr.Button("CSV", size="sm", elem_id="download-csv")
+        as_json_button = gr.Button("JSON", size="sm", elem_id="download-json")
+        png = gr.Button("PNG", size="sm", elem_id="download-png")
+        svg = gr.Button("SVG", size="sm", elem_id="download-svg")
     here, saved = address("address"), download("download")
-    run, order = gr.State(""), gr.State("")
+    run, order, basket = gr.State(""), gr.State(""), gr.State("")
     seen = gr.State((-1, -1))
     timer = gr.Timer(3)
 
-    controls: Sequence[Any] = (scope, x, y, log_x, log_y, broken, words, run, order)
-    drawn: Sequence[Any] = (scope, scatter, empty, listing, here)
+    # In the order of the fields of a View.
+    controls: Sequence[Any] = (
+        scope, x, y, log_x, log_y, broken, colour, symbol, dominated, words, basket, run, order,
+    )  # fmt: skip
+    drawn: Sequence[Any] = (scope, colour, scatter, empty, held, listing, here)
 
     def draw(view: View, points: pd.DataFrame | None = None) -> list[Any]:
         points = results.points(database) if points is None else points
@@ -118,13 +159,17 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         keys = [key for _, key in choices]
         if view.scope not in keys:
             view = replace(view, scope=keys[0] if keys else "")
-        shown = visible(points, view)
+        shown, problem = filtered(points, view)
+        told = json.dumps(figure(database, shown, view, kinds), separators=(",", ":")) if keys else None
+        colours = colour_choices(shown)
+        if view.colour not in [value for _, value in colours]:
+            colours.append((view.colour, view.colour))
         return [
             gr.update(choices=choices, value=view.scope or None),
-            gr.update(
-                value=figure(shown, view, kinds) if keys else None, selected=view.run, visible=bool(keys)
-            ),
+            gr.update(choices=colours, value=view.colour),
+            gr.update(value=told, selected=view.run, visible=bool(keys)),
             gr.update(value="" if keys else nothing_yet(jobs), visible=not keys),
+            (banner(escape(problem), "bad") if problem else "") + basket_strip(database, view),
             rows(shown, view),
             view.query(keys[0] if keys else ""),
         ]
@@ -133,7 +178,10 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         view = View.of_query(dict(request.query_params))
         versions = (results.data_version(database), results.results_version(database))
         points = results.points(database)
-        settled = [view.x, view.y, view.log_x, view.log_y, view.broken, view.words, view.run, view.order]
+        settled = [
+            view.x, view.y, view.log_x, view.log_y, view.broken, view.symbol, view.dominated, view.words,
+            view.basket, view.run, view.order,
+        ]  # fmt: skip
         return [
             *draw(view, points), card(database, view.run, points), activity(jobs), versions, *settled,
         ]  # fmt: skip
@@ -144,16 +192,33 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     def picked(event: gr.EventData, *values: Any) -> list[Any]:
         view = View.of_controls(values)
         action = getattr(event, "action", "open")
-        if action == "sort":
-            view = replace(view, order=str(event.order)[:40])
-        else:
-            view = replace(view, run="" if action == "close" else str(event.run)[:12])
         points = results.points(database)
         shown = visible(points, view)
+        ids = [run for run in view.basket.split(",") if run]
+        if action == "sort":
+            view = replace(view, order=str(event.order)[:40])
+        elif action == "several":
+            # The best ones of what was lassoed, in the order of the table.
+            listed = [str(name)[:12] for name in event.runs]
+            best = ordered(shown[shown["id"].isin(listed)], view.y)["id"].drop_duplicates()
+            ids = best.head(MOST_BASKET).tolist()
+        elif action == "hold":
+            ids = [*ids, str(event.run)[:12]][-MOST_BASKET:]
+        elif action == "drop":
+            ids = [name for name in ids if name != str(event.run)]
+        elif action == "clear":
+            ids = []
+        else:
+            view = replace(view, run="" if action == "close" else str(event.run)[:12])
+        view = replace(view, basket=",".join(dict.fromkeys(ids)))
         known = scopes(points)
+        opens = action in ("open", "close")
         return [
-            view.run, view.order, gr.update(selected=view.run), rows(shown, view),
-            card(database, view.run, points) if action != "sort" else gr.skip(),
+            view.run, view.order, view.basket,
+            gr.update(selected=view.run) if opens else gr.skip(),
+            rows(shown, view) if opens or action == "sort" else gr.skip(),
+            card(database, view.run, points) if opens else gr.skip(),
+            basket_strip(database, view),
             view.query(known[0] if known else ""),
         ]  # fmt: skip
 
@@ -168,24 +233,29 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         return [versions, activity(jobs), card(database, view.run, points), *draw(view, points)]
 
     def saved_as(kind: str, *values: Any) -> dict[str, str]:
-        shown = ordered(visible(results.points(database), View.of_controls(values)), values[-1])
+        view = View.of_controls(values)
+        shown = ordered(visible(results.points(database), view), view.order)
         if kind == "csv":
             return {"name": "paretoscope.csv", "type": "text/csv", "text": as_csv(shown)}
         return {"name": "paretoscope.json", "type": "application/json", "text": as_json(shown)}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    settled_controls = [x, y, log_x, log_y, broken, words, run, order]
+    settled_controls = [x, y, log_x, log_y, broken, symbol, dominated, words, basket, run, order]
     page.load(opened, None, [*drawn, chosen, strip, seen, *settled_controls], **quiet)
-    for control in (scope, log_x, log_y, broken):
+    for control in (scope, log_x, log_y, broken, colour, symbol, dominated):
         control.input(changed, list(controls), list(drawn), **quiet)
     # Not `input`: Gradio's text boxes do not send it for a paste or a deletion.
     words.change(changed, list(controls), list(drawn), trigger_mode="always_last", **quiet)
-    for axis, log, axes in ((x, log_x, charts.COSTS), (y, log_y, charts.QUALITIES)):
+    for axis, log in ((x, log_x), (y, log_y)):
         # A new axis starts on the scale that usually reads best.
-        usual = axis.input(lambda metric, axes=axes: axes[metric].log, axis, log, queue=False, **quiet)
+        usual = axis.input(lambda metric: charts.axis_of(metric, View.x).log, axis, log, queue=False, **quiet)
         usual.then(changed, list(controls), list(drawn), **quiet)
-    for source in (scatter, listing, chosen):
-        source.select(picked, list(controls), [run, order, scatter, listing, chosen, here], **quiet)
+    for source in (scatter, listing, chosen, held):
+        source.select(
+            picked, list(controls), [run, order, basket, scatter, listing, chosen, held, here], **quiet
+        )
     timer.tick(tick, [seen, *controls], [seen, strip, chosen, *drawn], concurrency_limit=None, **quiet)
     csv.click(lambda *values: saved_as("csv", *values), list(controls), saved, **quiet)
     as_json_button.click(lambda *values: saved_as("json", *values), list(controls), saved, **quiet)
+    for press, form in ((png, "png"), (svg, "svg")):
+        press.click(None, None, None, js=SAVE_PLOT % form)

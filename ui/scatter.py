@@ -1,0 +1,288 @@
+"""The trade-off plot of Explore as a plotly figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ui import charts, filters
+from ui.charts import DENSE, Axis, Figure, layout, rounded, short
+from ui.noise import DOMINATED, FRONT, WITHIN, Windows, standing
+from ui.quantities import age, byte_size, significant, with_error
+
+Symbol = Literal["stages", "kind", "none"]
+Dominated = Literal["dim", "show", "hide"]
+COLOURS = ("method", "family", "model", "user", "sweep")
+# Beyond this many points error bars are a hatching, not information.
+_MOST_ERROR_BARS = 400
+# More values than this of a parameter are told by a scale, not one by one.
+_MOST_GROUPS = 10
+# Okabe and Ito's colours, darkened or lightened to read on both pages; apart for every colour blindness.
+_GROUPS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8912a", "#4ba3d9", "#7d8894", "#8a63d2", "#c9463d"),
+    "#6c9a2b",
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How points are drawn: what colour and symbol mean, what becomes of dominated runs."""
+
+    colour: str = "method"
+    symbol: Symbol = "stages"
+    dominated: Dominated = "dim"
+    broken: bool = True
+    log_x: bool = False
+    log_y: bool = False
+
+
+def scatter(
+    points: pd.DataFrame,
+    x: Axis,
+    y: Axis,
+    kinds: Mapping[str, str],
+    look: Look,
+    windows: Windows | None = None,
+    revision: str = "",
+) -> Figure:
+    """Trade-offs of runs, their Pareto front, what cannot be told from it, and the dense reference.
+
+    Runs of several models or protocols get a front each, and a symbol each.
+    """
+    table = _placed(points, x, y)
+    groups = (table["model"] + "|" + table["protocol"]).drop_duplicates().tolist()
+    traces: list[Figure] = []
+    told = pd.Series(DOMINATED, index=table.index)
+    for group in groups:
+        own = table[(table["model"] + "|" + table["protocol"] == group) & table["broken"].isna()]
+        told[own.index] = standing(own, x, y, windows or {})
+        traces.append(_front_line(own[told[own.index] == FRONT], x, first=group == groups[0]))
+    runs = table[table["broken"].isna() & (table["chain"] != DENSE)]
+    near = runs[told[runs.index] == WITHIN]
+    if len(near) and len(windows or {}):
+        traces.append(_halo(near))
+    if look.dominated == "hide":
+        runs = runs[told[runs.index] != DOMINATED]
+    faint = (told[runs.index] == DOMINATED) & (look.dominated == "dim")
+    symbols = _symbols(runs, kinds, look, groups)
+    for name, colour, own in _coloured(runs, kinds, look):
+        traces.append(_markers(own, name, colour, len(runs), symbols[own.index], faint[own.index], told))
+    broken = table[table["broken"].notna() & (table["chain"] != DENSE)]
+    if look.broken and len(broken):
+        traces.append(_crosses(broken, table[table["broken"].isna()], y, told))
+    dense = table[table["chain"] == DENSE].drop_duplicates(["model", "protocol"])
+    if len(dense):
+        traces.append(_star(dense, told))
+    if len(groups) > 1:
+        traces += _legend_of(groups, table)
+    height = float(dense["_y"].iloc[0]) if len(dense) == 1 and len(groups) == 1 else None
+    return {
+        "data": traces,
+        "layout": layout(
+            x, y, look.log_x, look.log_y, height,
+            f"{revision}|{x.metric}|{y.metric}|{look.log_x}|{look.log_y}",
+        ),
+    }  # fmt: skip
+
+
+def _placed(points: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
+    columns = dict.fromkeys([x.metric, y.metric, f"{y.metric}.stderr"])
+    table = points.reindex(columns=[*points.columns, *(name for name in columns if name not in points)])
+    table = table.assign(
+        _x=table[x.metric].astype(float) / x.scale,
+        _y=table[y.metric].astype(float) / y.scale,
+        _error=table[f"{y.metric}.stderr"].astype(float) / y.scale,
+    )
+    return table[np.isfinite(table["_x"]) & np.isfinite(table["_y"])]
+
+
+def _front_line(best: pd.DataFrame, x: Axis, first: bool) -> Figure:
+    best = best.sort_values("_x", ascending=not x.higher_is_better, kind="stable")
+    return {
+        "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip", "showlegend": first,
+        "x": rounded(best["_x"]), "y": rounded(best["_y"]),
+        "line": {"shape": "hv", "width": 1.4, "color": "var(--plot-front)"},
+    }  # fmt: skip
+
+
+def _halo(near: pd.DataFrame) -> Figure:
+    return {
+        "type": "scatter", "mode": "markers", "name": "within noise of the front", "hoverinfo": "skip",
+        "x": rounded(near["_x"]), "y": rounded(near["_y"]),
+        "marker": {"size": 21, "color": "var(--plot-near)", "line": {"width": 0}},
+    }  # fmt: skip
+
+
+def _coloured(
+    runs: pd.DataFrame, kinds: Mapping[str, str], look: Look
+) -> list[tuple[str, str | tuple[list[float], str], pd.DataFrame]]:
+    """(name, colour or numbers for a scale, its runs) of each group of points."""
+    if look.colour == "method":
+        values = runs["chain"].map(lambda chain: charts.lead(chain, kinds))
+        palette = charts.colours(kinds)
+        named = {name: palette.get(name, charts.OTHER[0]) for name in values.unique()}
+    elif look.colour == "family":
+        values = runs["chain"].map(lambda chain: kinds.get(charts.lead(chain, kinds), "other"))
+        named = charts.family_colours(values.unique())
+    else:
+        column = {"sweep": "sweep_id"}.get(look.colour, look.colour)
+        values = runs[column] if look.colour in COLOURS else filters.parameter(runs, look.colour)
+        numbers = pd.to_numeric(values, errors="coerce")
+        if look.colour not in COLOURS and numbers.nunique() > _MOST_GROUPS:
+            there = numbers.notna()
+            scaled = [(look.colour, (numbers[there].tolist(), look.colour), runs[there])]
+            return scaled + ([("without", charts.OTHER[0], runs[~there])] if (~there).any() else [])
+        values = values.map(lambda value: "without" if value is None or value != value else _spoken(value))
+        order = sorted(values.unique(), key=_natural)
+        named = {name: _GROUPS[number % len(_GROUPS)] for number, name in enumerate(order)}
+        named |= {"without": charts.OTHER[0]} if "without" in named else {}
+    return [(name, named[name], runs[values == name]) for name in sorted(named, key=_natural)]
+
+
+def _spoken(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _natural(name: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(name), name
+    except ValueError:
+        return 1, 0.0, name
+
+
+def _symbols(runs: pd.DataFrame, kinds: Mapping[str, str], look: Look, groups: Sequence[str]) -> pd.Series:
+    if len(groups) > 1:
+        numbers = [groups.index(f"{m}|{p}") for m, p in zip(runs["model"], runs["protocol"], strict=True)]
+    elif look.symbol == "stages":
+        numbers = [chain.count(" → ") for chain in runs["chain"]]
+    elif look.symbol == "kind":
+        order = sorted(set(kinds.values()))
+        numbers = [order.index(kinds.get(charts.lead(chain, kinds), order[0])) for chain in runs["chain"]]
+    else:
+        numbers = [0] * len(runs)
+    shapes = charts.SYMBOLS
+    return pd.Series([shapes[min(number, len(shapes) - 1)] for number in numbers], index=runs.index)
+
+
+def _markers(
+    rows: pd.DataFrame,
+    name: str,
+    colour: str | tuple[list[float], str],
+    crowd: int,
+    symbols: pd.Series,
+    faint: pd.Series,
+    told: pd.Series,
+) -> Figure:
+    small = crowd > _MOST_ERROR_BARS
+    bright = 0.72 if small else 0.92
+    marker: Figure = {
+        "size": 7 if small else 10, "symbol": symbols.tolist(),
+        "opacity": [0.28 if weak else bright for weak in faint],
+        "line": {"width": 0.5 if small else 1, "color": "var(--paper)"},
+    }  # fmt: skip
+    if isinstance(colour, str):
+        marker["color"] = colour
+    else:
+        numbers, title = colour
+        marker |= {
+            "color": [float(f"{value:.6g}") for value in numbers], "colorscale": "Viridis", "showscale": True,
+            "colorbar": {"title": {"text": escape(title)}, "thickness": 10, "outlinewidth": 0, "len": 0.6},
+        }  # fmt: skip
+    trace: Figure = {
+        "type": "scatter", "mode": "markers", "name": escape(name),
+        "x": rounded(rows["_x"]), "y": rounded(rows["_y"]),
+        "customdata": _facts(rows, told), "hovertemplate": _HOVER, "marker": marker,
+    }  # fmt: skip
+    if not small and isinstance(colour, str):
+        # A bar as strong as a dimmed point's would outshine the point.
+        errors = [
+            None if np.isnan(e) or weak else float(f"{e:.4g}")
+            for e, weak in zip(rows["_error"], faint, strict=True)
+        ]
+        trace["error_y"] = {"type": "data", "array": errors, "thickness": 1, "width": 2, "color": colour}
+    return trace
+
+
+def _plain(rows: pd.DataFrame, name: str, colour: str, told: pd.Series) -> Figure:
+    same = pd.Series("circle", index=rows.index), pd.Series(False, index=rows.index)
+    return _markers(rows, name, colour, _MOST_ERROR_BARS + 1, *same, told)
+
+
+def _star(dense: pd.DataFrame, told: pd.Series) -> Figure:
+    star = _plain(dense, DENSE, "var(--plot-front)", told)
+    star["marker"] |= {"symbol": "star", "size": 14, "opacity": 1}
+    return star
+
+
+def _crosses(broken: pd.DataFrame, sound: pd.DataFrame, y: Axis, told: pd.Series) -> Figure:
+    """Broken runs; one far out stands just beyond the worst sound run, or it would flatten all the others."""
+    worst = float(sound["_y"].min() / 1.15 if y.higher_is_better else sound["_y"].max() * 1.15)
+    if np.isfinite(worst):
+        clip = {"lower": worst} if y.higher_is_better else {"upper": worst}
+        broken = broken.assign(_y=broken["_y"].clip(**clip))
+    crosses = _plain(broken, "broken", "var(--bad)", told)
+    crosses["marker"] |= {
+        "symbol": "x-thin-open", "size": 8, "opacity": 0.8, "line": {"width": 1.6, "color": "var(--bad)"},
+    }  # fmt: skip
+    return crosses
+
+
+def _legend_of(groups: Sequence[str], table: pd.DataFrame) -> list[Figure]:
+    """What each symbol stands for, where several models or protocols share a picture."""
+    entries = []
+    for number, group in enumerate(groups):
+        model, protocol = group.rsplit("|", 1)
+        own = table[(table["model"] == model) & (table["protocol"] == protocol)].iloc[0]
+        entries.append(
+            {
+                "type": "scatter", "mode": "markers", "x": [None], "y": [None], "hoverinfo": "skip",
+                "name": escape(f"{model}, {own['text'] or 'no text'} ({protocol[:4]})"),
+                "marker": {
+                    "symbol": charts.SYMBOLS[min(number, len(charts.SYMBOLS) - 1)], "color": "var(--ink-3)",
+                },
+            }
+        )  # fmt: skip
+    return entries
+
+
+_HOVER_LINES = (
+    ("Perplexity", "perplexity"),
+    ("KL from dense", "divergence.kl"),
+    ("KL, 99th percentile", "divergence.kl_p99"),
+    ("Top-1 agreement", "divergence.agreement"),
+)
+_HOVER = (
+    "<b>%{customdata[1]}</b><br>"
+    + "".join(f"{label}  %{{customdata[{number}]}}<br>" for number, (label, _) in enumerate(_HOVER_LINES, 2))
+    + "Packed %{customdata[6]}, file %{customdata[7]}, peak %{customdata[8]}<br>"
+    "%{customdata[9]} bits per weight<br>%{customdata[10]}<extra></extra>"
+)
+_STANDINGS = {FRONT: "on the front", WITHIN: "within noise of the front", DOMINATED: "dominated"}
+
+
+def _facts(rows: pd.DataFrame, told: pd.Series) -> list[list[str]]:
+    """What a point's hover tells, and first of all its run."""
+    cells = [rows["id"].tolist(), [short(chain) for chain in rows["chain"]]]
+    for _, metric in _HOVER_LINES:
+        values = rows[metric] if metric in rows else [None] * len(rows)
+        errors = rows[f"{metric}.stderr"] if f"{metric}.stderr" in rows else [None] * len(rows)
+        cells.append([with_error(metric, *pair) for pair in zip(values, errors, strict=True)])
+    for metric in ("size.packed", "size.file", "memory.peak"):
+        cells.append([byte_size(value) for value in rows.get(metric, [None] * len(rows))])
+    bits = rows.get("size.bits_per_weight", [None] * len(rows))
+    cells.append([significant(value, 3) for value in bits])
+    cells.append(
+        [
+            escape(
+                f"{model}, {text or 'no text'}, {age(finished)}; "
+                + (f"broken: {broken}" if isinstance(broken, str) else _STANDINGS[place])
+            )
+            for model, text, finished, broken, place in zip(
+                rows["model"], rows["text"], rows["finished"], rows["broken"], told[rows.index], strict=True
+            )
+        ]
+    )
+    return [list(fact) for fact in zip(*cells, strict=True)]
