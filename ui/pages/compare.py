@@ -120,7 +120,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     group = gr.State("")
     here = address("address")
     with gr.Tabs(elem_id="compare-tabs") as tabs:
-        with gr.Tab("One prompt", id="one"):
+        with gr.Tab("Ask", id="one"):
             prompt = gr.Textbox(
                 PROMPTS[0], label="Prompt", lines=3, max_lines=8, max_length=20_000, elem_id="prompt"
             )
@@ -129,10 +129,10 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                 stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=100, scale=0)
             gr.Examples([[text] for text in PROMPTS], [prompt], label="Examples", api_visibility="private")
             written = panel("lanes")
-        with gr.Tab("A set of prompts", id="set"):
+        with gr.Tab("Ask many", id="set"):
             asked_here = partial(asked_of, database)
             prompt_set.build(page, jobs, asked_here, [picked, dense, *sampling], words, here)
-        with gr.Tab("Read a text", id="read"):
+        with gr.Tab("Read", id="read"):
             runs_here = partial(chosen_runs, database)
             reading.build(page, jobs, runs_here, picked, sampling, settings_of, group, here)
     told = panel("compare-numbers")

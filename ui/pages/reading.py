@@ -37,7 +37,7 @@ def dense_answer(jobs: Jobs, group: str) -> tuple[str, list[int], bool]:
         if row["run_id"] is None and row["status"] == "done" and row["tokens"]:
             ids = [token for token, _ in row["tokens"]]
             return row["prompt"], ids, bool(row["settings"].get("chat"))
-    raise UserError("there is no answer of the dense model yet; let it write one under One prompt")
+    raise UserError("there is no answer of the dense model yet; let it write one under Ask")
 
 
 def build(
@@ -53,8 +53,8 @@ def build(
         info="Every chosen model reads the same words; up to 1,024 tokens",
     )  # fmt: skip
     with gr.Row():
-        start = gr.Button("Read this text", variant="primary", elem_id="read-text", min_width=160, scale=0)
-        own = gr.Button("Read the dense model's answer", elem_id="read-answer", min_width=240, scale=0)
+        start = gr.Button("Read this text", variant="primary", elem_id="read-text", min_width=200, scale=0)
+        own = gr.Button("Read the dense model's answer", elem_id="read-answer", min_width=330, scale=0)
         stop = gr.Button("Stop", interactive=False, elem_id="stop-reading", min_width=100, scale=0)
     state = panel("read-state")
     tokens = reader("reader")
