@@ -8,6 +8,14 @@ element.addEventListener('click', async event => {
     setTimeout(() => { copy.textContent = label; }, 1500);
     return;
   }
+  const linked = event.target.closest('[data-copy-address]');
+  if (linked) {
+    const label = linked.textContent;
+    try { await navigator.clipboard.writeText(location.href); linked.textContent = 'Copied'; }
+    catch (refused) { linked.textContent = 'See the address bar'; }
+    setTimeout(() => { linked.textContent = label; }, 1500);
+    return;
+  }
   if (event.target.closest('a')) return;
   const sender = event.target.closest('[data-send]');
   if (sender) trigger('select', {...sender.dataset});

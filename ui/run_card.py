@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import pandas as pd
 
+from backend.export import formats
 from store import results
 from store.database import Database
 from ui import charts
@@ -31,7 +32,7 @@ def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
     found = results.measurements(database, [run_id, dense_id] if dense_id else [run_id])
     return (
         f'<div class="panel" id="run-card">{_heading(run)}{_numbers(found, run_id, dense_id, protocol)}'
-        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(run)}</div>"
+        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(run)}{_log(database, run_id)}</div>"
     )
 
 
@@ -48,6 +49,9 @@ def _heading(run: Mapping[str, Any]) -> str:
     actions = [link("Compare", f"compare?{urlencode({'runs': run['id']})}")] if run["artifact"] else []
     if run["artifact"] and run["recipe"].get("stages"):
         actions.append(link("Layers", f"layers?{urlencode({'run': run['id']})}"))
+    if run["artifact"]:
+        actions.append(button("Hold for comparison", "hold", run["id"]))
+    actions.append('<button type="button" class="act" data-copy-address>Copy link</button>')
     actions.append(link("Change and queue again", f"compress?{urlencode({'from': run['id']})}"))
     if run["status"] != "done":
         actions.append(link("Open in the queue", f"queue?{urlencode({'run': run['id']})}"))
@@ -126,17 +130,37 @@ def _layers(layers: pd.DataFrame, run: Mapping[str, Any]) -> str:
     )
 
 
+def _log(database: Database, run_id: str) -> str:
+    lines = results.log_tail(database, run_id, 60)["line"]
+    if lines.empty:
+        return ""
+    printed = escape("\n".join(lines))
+    return f"<details id='card-log'><summary class='note'>Log</summary><div class='log'>{printed}</div></details>"
+
+
 def _reproduce(run: Mapping[str, Any]) -> str:
     recipe = json.dumps(run["recipe"], indent=1, ensure_ascii=False)
+    exports = "\n".join(
+        f"python app.py export {run['id']} --format {name} --to {run['id']}-{name}" for name in formats()
+    )
+    export = (
+        f"<details id='card-export'><summary class='note'>Export the model</summary>"
+        f"{code(exports, 'export-commands')}</details>"
+        if run["artifact"]
+        else ""
+    )
     return (
         f"<h4>Reproduce</h4>{code('python app.py run recipe.json', 'reproduce-command')}"
-        f"<details><summary class='note'>recipe.json</summary>{code(recipe, 'reproduce-recipe')}</details>"
+        f"<details id='card-recipe'><summary class='note'>recipe.json</summary>"
+        f"{code(recipe, 'reproduce-recipe')}</details>{export}"
     )
 
 
 GUIDE = """<div class="panel"><h3>Reading the plot</h3>
 <p>Every point is a compressed model: what it costs across, how far it is from the dense model upwards.
-The line joins the points that no other run beats; the dotted line is the dense model.</p>
+The line joins the points that no other run beats; the dotted line is the dense model.
+A soft disc marks a run that the measured windows cannot tell from the line; a faint point is beaten
+beyond noise.</p>
 <p>Circles are one method, diamonds two in a row, squares three. Colour tells the method that sets the
 bytes. Crosses are runs that broke: they stay off the line.</p>
 <p class="note">Choose a point, or a line of the table, to see everything about that run.

@@ -68,6 +68,8 @@ def scatter(
         runs = runs[told[runs.index] != DOMINATED]
     faint = (told[runs.index] == DOMINATED) & (look.dominated == "dim")
     symbols = _symbols(runs, kinds, look, groups)
+    # What is bright comes first, for the legend shows the first point of each colour.
+    runs = runs.loc[faint.sort_values(kind="stable").index]
     for name, colour, own in _coloured(runs, kinds, look):
         traces.append(_markers(own, name, colour, len(runs), symbols[own.index], faint[own.index], told))
     broken = table[table["broken"].notna() & (table["chain"] != DENSE)]
