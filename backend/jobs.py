@@ -278,14 +278,18 @@ class Jobs:
 
         A failed or cancelled one starts anew. UserError for a model that cannot be used.
         """
-        known = [kind, facts(model, self.host).fingerprint, dict(arguments), TASK_FORMAT]
-        task_id = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        task_id = self.task_id(kind, model, arguments)
         attempt = tasks.ask(
             self.database, task_id=task_id, kind=kind, model=model, arguments=arguments, user=user
         )
         if attempt is not None:
             enqueue_task(self._client, task_id, kind, attempt)
         return task_id
+
+    def task_id(self, kind: str, model: str, arguments: Mapping[str, Any]) -> str:
+        """The name of the task that answers this question, whether anybody asked it or not."""
+        known = [kind, facts(model, self.host).fingerprint, dict(arguments), TASK_FORMAT]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def cancel_task(self, task_id: str) -> str | None:
         """The status after asking; None when there is no such task."""
