@@ -135,7 +135,8 @@ def _log(database: Database, run_id: str) -> str:
     if lines.empty:
         return ""
     printed = escape("\n".join(lines))
-    return f"<details id='card-log'><summary class='note'>Log</summary><div class='log'>{printed}</div></details>"
+    body = f"<summary class='note'>Log</summary><div class='log'>{printed}</div>"
+    return f"<details id='card-log'>{body}</details>"
 
 
 def _reproduce(run: Mapping[str, Any]) -> str:
