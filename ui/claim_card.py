@@ -77,7 +77,7 @@ def _progress(standing: Standing) -> str:
         rest = f", about {duration(left)} left" if is_number(left) else ""
         told.append(
             f'<p class="note">Now running: {escape(side.recipe.chain())}, {width:.0f} %{rest}.</p>'
-            f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"'
+            f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
             f' aria-valuenow="{width:.0f}"><i style="width:{width:.1f}%"></i></div>'
         )
     for side in standing.sides:

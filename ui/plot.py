@@ -10,7 +10,7 @@ LIBRARY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 # How a figure is drawn: here, and in a story that stands on its own.
 DRAWING = (Path(__file__).parent / "figure.js").read_text(encoding="utf-8")
 _SCRIPT = DRAWING + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-_FRAME = '<div class="plot-frame"><div class="plot" role="img" aria-label="${label}"></div></div>'
+_FRAME = '<div class="plot-frame"><div class="plot" role="figure" aria-label="${label}"></div></div>'
 
 
 def plot(elem_id: str, label: str) -> gr.HTML:

@@ -53,7 +53,7 @@ def _slide(view: Frozen) -> dict[str, Any]:
     figure = ""
     if view.get("figure"):
         name = escape(view["heading"])
-        figure = f'<div class="plot" role="img" aria-label="{name}"></div>'
+        figure = f'<div class="plot" role="figure" aria-label="{name}"></div>'
         figure = f'<div class="plot-frame {view["kind"]}">{figure}</div>'
     side = f'<div class="told">{told}</div>' if told else ""
     look = "beside" if figure and told else "below"

@@ -77,7 +77,7 @@ def working(run: QueuedRun, device: str = "") -> str:
     return card(
         f"{top(name, acts)}<h3>{escape(run.chain)}</h3>"
         f'<p class="note">{escape(run.model)}, asked for by {escape(run.user)}{state}</p>'
-        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"'
+        f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
         f' aria-valuenow="{width:.0f}"><i style="width:{width:.1f}%"></i></div>'
         f"{figures({label: value for label, value in numbers.items() if value})}",
         f"running-{run.id}",
