@@ -12,7 +12,6 @@ from backend.errors import UserError
 from backend.jobs import Jobs
 from store import results
 from store.database import Database
-from ui.answers import lane as lane
 from ui.answers import lanes
 from ui.charts import DENSE
 from ui.pages import prompt_set, reading
