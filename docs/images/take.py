@@ -61,6 +61,19 @@ def compare(page: Page, address: str, runs: list[str]) -> None:
     page.screenshot(path=FOLDER / "compare.png")
 
 
+def reader(page: Page, address: str, runs: list[str]) -> None:
+    """The same two runs read a text, one token with both models' guesses."""
+    page.goto(f"{address}/compare?runs={','.join(runs)}")
+    expect(page.locator("#numbers")).to_be_visible()
+    page.get_by_role("tab", name="Read", exact=True).click()
+    page.locator("#read-text").click()
+    lanes = page.locator("#reader .lane")
+    expect(lanes).to_have_count(len(runs) + 1, timeout=PATIENCE)
+    lanes.nth(1).locator(".tok").nth(12).hover()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=FOLDER / "reader.png")
+
+
 def layers(page: Page, address: str) -> None:
     """The map of a compensated run, which went through several stages, with a cell chosen."""
     page.goto(f"{address}/?find=eora&order=perplexity")
@@ -97,6 +110,7 @@ def main() -> None:
         layers(page, address)
         papers(page, address)
         compare(page, address, runs)
+        reader(page, address, runs)
         browser.close()
 
 
