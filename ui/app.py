@@ -11,6 +11,7 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import Jobs
 from store import results
+from ui.lost import not_found
 from ui.pages import about, compare, compress, explore, layers, papers, queue, stories, tasting
 from ui.theme import CSS, ICON, MARK, theme
 
@@ -63,6 +64,7 @@ def launch(
             theme=theme(),
             css=CSS,
             favicon_path=str(ICON),
+            app_kwargs={"exception_handlers": not_found(_head(""))},
             head=f'<link rel="icon" href="{MARK}">',
             prevent_thread_lock=True,
             show_error=True,

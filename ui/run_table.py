@@ -52,15 +52,16 @@ def rows(shown: pd.DataFrame, view: View) -> str:
     for index, (run, chain, broken, finished) in enumerate(described):
         mark = f" {badge('broken', 'bad')}" if isinstance(broken, str) else ""
         numbers = (
-            measured(metric, columns_there[metric][index]) if metric in columns_there else MISSING
-            for _, metric in _NUMBERS
+            (title, measured(metric, columns_there[metric][index]) if metric in columns_there else MISSING)
+            for title, metric in _NUMBERS
         )
-        cells = "".join(f'<td class="num">{number}</td>' for number in numbers)
+        # Where a line is too narrow for all columns, each number stands below its label.
+        cells = "".join(f'<td class="num" data-label="{title}">{number}</td>' for title, number in numbers)
         selected = ' aria-selected="true"' if run == view.run else ""
         body.append(
             f'<tr tabindex="0" data-send data-action="open" data-run="{escape(run)}"{selected}>'
             f'<td class="key">{escape(run)}</td><td class="wide">{escape(chain)}{mark}</td>{cells}'
-            f"<td>{age(finished)}</td></tr>"
+            f'<td data-label="Finished">{age(finished)}</td></tr>'
         )
     if not body:
         return '<p class="note">No finished run holds these words.</p>' if view.words else ""

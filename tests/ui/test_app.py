@@ -56,6 +56,22 @@ def test_the_plot_library_comes_from_here_and_other_files_do_not(served, host):
         fetched(f"{served}/monitoring")
 
 
+def test_an_address_that_is_no_page_leads_home_and_tells_programs_plainly(served):
+    asked = urllib.request.Request(f"{served}/a/%3Cb%3Enonesuch", headers={"Accept": "text/html"})
+    with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+        urllib.request.urlopen(asked, timeout=20)
+    body = refused.value.read().decode()
+    assert 'href="/compress"' in body
+    assert "<b>nonesuch" not in body
+    with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+        fetched(f"{served}/nonesuch")
+    assert refused.value.headers["Content-Type"] == "application/json"
+
+
+def test_the_mark_in_the_tab_is_our_own(served):
+    assert "<svg" in fetched(f"{served}/favicon.ico")[1]
+
+
 def test_nothing_but_the_pages_can_be_called_by_name(served):
     _, body = fetched(f"{served}/gradio_api/info")
     assert '"named_endpoints":{}' in body.replace(" ", "")

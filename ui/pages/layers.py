@@ -200,7 +200,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                 gr.skip(),
             ]
         if shown is None:
-            return ["", "", gr.update(value=None, visible=False), _HOW, gr.skip()]
+            return ["", "", gr.update(value=None, visible=False), _guide(database), gr.skip()]
         offered = [(known_.title, known_.column) for known_ in known(shown.cells)]
         return [
             "", heading(shown), gr.update(value=figure(shown, chosen), visible=True),
@@ -239,6 +239,15 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         source.select(pressed, [picked, quantity], [*shown_parts, layer, here], **quiet)
 
 
+def _guide(database: Database) -> str:
+    return _HOW if choices(database, []) else _NOTHING
+
+
+_NOTHING = card(
+    "<h3>No layers yet</h3><p>What became of every linear stands here as soon as a run that compresses a "
+    f"model has finished.</p><p>{link('Compress a model', 'compress')} {link('See the queue', 'queue')}</p>",
+    "how-to-layers",
+)
 _HOW = card(
     "<h3>Choose a run</h3><p>Pick a compressed model above, or open one on Explore and follow its Layers "
     "link. The map then shows what became of every linear: its error, bits, zeros, added rank and bytes. "
