@@ -12,7 +12,7 @@ from backend.host import Host
 from backend.jobs import Jobs
 from store import results
 from ui.lost import not_found
-from ui.pages import about, compare, compress, explore, layers, papers, queue, stories, tasting
+from ui.pages import about, budget, compare, compress, explore, layers, papers, queue, stories, tasting
 from ui.theme import CSS, ICON, MARK, theme
 
 # (name, path, what builds it); the first page is the front door.
@@ -23,6 +23,7 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
     ("Compare", "compare", compare.build),
     ("Tasting", "tasting", tasting.build),
     ("Layers", "layers", layers.build),
+    ("Budget", "budget", budget.build),
     ("Papers", "papers", papers.build),
     ("Stories", "stories", stories.build),
     ("About", "about", about.build),

@@ -135,7 +135,9 @@ def rounded(values: pd.Series) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def layout(x: Axis, y: Axis, log_x: bool, log_y: bool, dense: float | None, revision: str) -> Figure:
+def layout(
+    x: Axis, y: Axis, log_x: bool, log_y: bool, dense: float | None, revision: str, few_ticks: bool = False
+) -> Figure:
     """Axes, legend and hover of a plot; `dense` is the height of a dotted line."""
     axis = {
         "gridcolor": "var(--plot-grid)", "linecolor": "var(--rule-2)", "zeroline": False, "showline": True,
@@ -148,7 +150,9 @@ def layout(x: Axis, y: Axis, log_x: bool, log_y: bool, dense: float | None, revi
         "margin": {"l": 58, "r": 16, "t": 8, "b": 48},
         "font": {"size": 12, "color": "var(--ink)", "family": "var(--font)"},
         "xaxis": axis | scale(log_x) | {"title": {"text": x.title, "font": {"size": 12.5}, "standoff": 8}},
-        "yaxis": axis | scale(log_y) | {"title": {"text": y.title, "font": {"size": 12.5}, "standoff": 8}},
+        "yaxis": axis | scale(log_y, few_ticks) | {
+            "title": {"text": y.title, "font": {"size": 12.5}, "standoff": 8},
+        },
         "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
         "hoverlabel": {
             "bgcolor": "var(--plot-hover)", "bordercolor": "var(--rule-2)", "align": "left",
@@ -250,13 +254,15 @@ _LOG_TICKS = [
 ]
 
 
-def scale(log: bool) -> Figure:
+def scale(log: bool, few: bool = False) -> Figure:
+    ticks = _LOG_TICKS[:: 6 if few else 1]
+    ticks = sorted([*ticks, *_LOG_TICKS[3::6]]) if few else ticks
     return (
         {
             "type": "log",
             "tickmode": "array",
-            "tickvals": _LOG_TICKS,
-            "ticktext": [f"{v:g}" for v in _LOG_TICKS],
+            "tickvals": ticks,
+            "ticktext": [f"{v:g}" for v in ticks],
         }
         if log
         else {"type": "linear"}

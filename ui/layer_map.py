@@ -60,10 +60,15 @@ def final(layers: pd.DataFrame, recipe: Mapping[str, Any]) -> pd.DataFrame:
     """The last stage's row of every linear, by name, in the model's order; `seen`: of what the error is."""
     placed = layers[layers["block"].notna() & layers["projection"].notna()]
     last = placed.sort_values("stage", kind="stable").drop_duplicates("layer", keep="last")
-    at = last["projection"].map(lambda name: _COMPUTED.index(name) if name in _COMPUTED else len(_COMPUTED))
-    last = last.assign(_at=at).sort_values(["block", "_at", "projection"], kind="stable").drop(columns="_at")
+    last = in_order(last)
     seen = [seen_by(recipe, layer, stage) for layer, stage in zip(last["layer"], last["stage"], strict=True)]
     return last.assign(seen=seen).set_index("layer", drop=False)
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of linears block by block, projections as a block computes them."""
+    at = rows["projection"].map(lambda name: _COMPUTED.index(name) if name in _COMPUTED else len(_COMPUTED))
+    return rows.assign(_at=at).sort_values(["block", "_at", "projection"], kind="stable").drop(columns="_at")
 
 
 def seen_by(recipe: Mapping[str, Any], layer: str, number: int) -> str:

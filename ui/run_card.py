@@ -32,7 +32,8 @@ def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
     found = results.measurements(database, [run_id, dense_id] if dense_id else [run_id])
     return (
         f'<div class="panel" id="run-card">{_heading(run)}{_numbers(found, run_id, dense_id, protocol)}'
-        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(run)}{_log(database, run_id)}</div>"
+        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(run)}"
+        f"{_log(database, run_id)}</div>"
     )
 
 

@@ -1,0 +1,205 @@
+"""Budget: choose a size, see the plan that is predicted to cost least at it, and verify it by a real run."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+from urllib.parse import urlencode
+
+import gradio as gr
+import numpy as np
+
+from backend.budget import Budget
+from backend.errors import UserError
+from backend.jobs import Jobs
+from backend.models import catalogue
+from backend.recipe import Recipe
+from backend.solvers.budget import Ladder
+from backend.text import texts
+from store import results
+from ui import learned
+from ui.panel import address, banner, button, card, code, link, panel
+from ui.plan_view import front_figure, plan_figure, told
+from ui.plot import plot
+from ui.visitor import user_of
+
+# Along the line, evenly in predicted KL: what the interval of predictions is learned from.
+_SPREAD = 6
+# Below it nobody tells a plan from the dense model.
+_LEAST_KL = 0.01
+_EVALUATION = {"length": 1024, "windows": 8, "metrics": ["perplexity", "divergence"]}
+
+
+def recipe_at(found: Budget, plan: Sequence[int]) -> Recipe:
+    """The run that verifies a plan."""
+    choice = dict(zip(found.layers, plan, strict=True))
+    return found.recipe(choice, evaluation={"text": found.calibration.text, **_EVALUATION})
+
+
+def spread(found: Budget, walk: Ladder, count: int = _SPREAD) -> list[list[int]]:
+    """Plans along the line, evenly in the logarithm of their predicted KL, as far down as it matters."""
+    usable = np.flatnonzero(walk.losses > min(_LEAST_KL, float(walk.losses[0]) / 2))
+    logs = np.log(walk.losses[usable])
+    # The smallest plan is all at the least bits, which nobody wants.
+    wanted = np.linspace(logs.max(), logs.min(), count + 1)[1:]
+    budgets = [walk.bytes[usable[np.abs(logs - target).argmin()]] for target in wanted]
+    plans = [walk.plan(float(budget)) for budget in budgets]
+    return [list(plan) for plan in dict.fromkeys(map(tuple, plans))]
+
+
+def queued(jobs: Jobs, recipes: Sequence[Recipe], user: str) -> str:
+    """Queue what verifies plans, and say so."""
+    made = [jobs.submit(recipe, user=user, source="page") for recipe in recipes]
+    fresh = sum(one.created for one in made)
+    told_ = f"{fresh} queued." if fresh else ""
+    if len(made) > fresh:
+        told_ += f" {len(made) - fresh} asked for before."
+    query = urlencode({"run": made[0].run_id})
+    ways = f"{link('Watch the queue', f'queue?{query}')} {link('Explore', f'./?{query}')}"
+    body = f"<p>Measured points appear here as they finish.</p><div class='acts'>{ways}</div>"
+    return card(f"<h3>{told_.strip()}</h3>{body}", "verify-card")
+
+
+def build(page: gr.Blocks, jobs: Jobs) -> None:
+    """Lay the page out and wire it."""
+    host, database = jobs.host, jobs.database
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    cards = catalogue(host)
+    with gr.Row(equal_height=False):
+        model = gr.Dropdown(
+            [(one.title, one.id) for one in cards], value=cards[0].id, label="Model", elem_id="budget-model",
+            allow_custom_value=True, scale=3, min_width=220,
+        )  # fmt: skip
+        text = gr.Dropdown(
+            [one.name for one in texts(host)], value="wikipedia-en", label="Calibration text",
+            elem_id="budget-text", allow_custom_value=True, scale=2, min_width=180,
+        )  # fmt: skip
+        size = gr.Slider(
+            0, 1e6, 0, step=0.1, label="Packed size (MB)", elem_id="budget-size", scale=5, min_width=300,
+            visible=False,
+        )  # fmt: skip
+    problem = panel("budget-problem")
+    levels = panel("budget-levels")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            line = plot("budget-plot", "Predicted and measured KL by packed size")
+            plan_map = plot("plan-map", "Bits per weight of every linear under the plan")
+        with gr.Column(scale=3, min_width=320):
+            numbers = panel("budget-plan")
+            outcome = panel("budget-outcome")
+    here = address("address")
+    seen = gr.State((-1, -1))
+    timer = gr.Timer(2)
+
+    def known(model_: str, text_: str) -> tuple[Budget, Ladder] | None:
+        found, walk = learned.budget_of(jobs, model_, text_), learned.ladder_of(jobs, model_, text_)
+        return None if found is None or walk is None else (found, walk)
+
+    def drawn(model_: str, text_: str, megabytes: float | None, points_too: bool = True) -> list[Any]:
+        """Slider, problem, levels, both plots, numbers, address."""
+        hidden = gr.update(visible=False)
+        try:
+            both = known(model_, text_)
+            task = learned.task_of(jobs, model_, text_)
+        except UserError as error:
+            return [hidden, banner(escape(str(error)), "bad"), "", hidden, hidden, "", gr.skip()]
+        if both is None:
+            alive = bool(results.workers(database, host.stale_after)["alive"].any())
+            return [hidden, "", learned.building(task, alive), hidden, hidden, "", gr.skip()]
+        found, walk = both
+        low, high = (found.rest_bytes + end for end in (walk.bytes[0], walk.bytes[-1]))
+        start = low + 0.15 * (high - low) if megabytes is None else megabytes * 1e6
+        start = min(max(start, low), high)
+        plan = walk.plan(start - found.rest_bytes)
+        choice = dict(zip(found.layers, plan, strict=True))
+        measured = learned.measured(database, found)
+        trust = learned.trusted(measured)
+        front = front_figure(found, walk, trust, measured, found.packed(choice), found.predicted(choice))
+        recipe = json.dumps(json.loads(recipe_at(found, plan).to_json()), separators=(",", ":"))
+        acts = button("Verify this plan", "verify") + button(f"Verify {_SPREAD} along the line", "spread")
+        body = (
+            f"{told(found, plan, trust, measured)}<div class='acts' style='margin-top:8px'>{acts}</div>"
+            "<details id='plan-recipe'><summary class='note'>recipe.json</summary>"
+            f"{code(recipe, 'plan-json')}</details>"
+        )
+        where = urlencode({"model": model_, "text": text_, "mb": f"{start / 1e6:.1f}"})
+        # The least stays zero: Gradio holds what the page still sends against a new least.
+        ends = {"maximum": round(high / 1e6, 1), "value": round(start / 1e6, 1), "visible": True}
+        slider = gr.update(**ends) if points_too else gr.skip()
+        return [
+            slider, "", "", gr.update(value=json.dumps(front), visible=True),
+            gr.update(value=json.dumps(plan_figure(found, plan)), visible=True),
+            card(body, "plan-card"), f"?{where}",
+        ]  # fmt: skip
+
+    def opened(request: gr.Request) -> list[Any]:
+        query = dict(request.query_params)
+        model_, text_ = query.get("model", cards[0].id)[:500], query.get("text", "wikipedia-en")[:500]
+        version = (results.data_version(database), results.results_version(database))
+        return [model_, text_, version, *drawn(model_, text_, _number(query.get("mb")))]
+
+    def changed(model_: str, text_: str) -> list[Any]:
+        return drawn(model_, text_, None)
+
+    def moved(model_: str, text_: str, megabytes: float) -> list[Any]:
+        return drawn(model_, text_, megabytes, points_too=False)
+
+    def tick(before: Sequence[int], model_: str, text_: str, megabytes: float) -> Any:
+        version = (results.data_version(database), results.results_version(database))
+        if tuple(before) == version:
+            return gr.skip()
+        try:
+            both = known(model_, text_)
+        except UserError:
+            return gr.skip()
+        if both is not None and before[1] == version[1] and before[0] != -1 and megabytes > 1:
+            # Only progress of other work.
+            return [version, *(gr.skip() for _ in shown)]
+        return [version, *drawn(model_, text_, megabytes if megabytes > 1 else None)]
+
+    def pressed(
+        event: gr.EventData, request: gr.Request, model_: str, text_: str, megabytes: float
+    ) -> list[Any]:
+        try:
+            user = user_of(request, host)
+            if event.action == "learn":
+                jobs.ask("levels", model_, learned.asked(text_), user)
+                return ["", *drawn(model_, text_, None)]
+            if event.action == "cancel":
+                task = learned.task_of(jobs, model_, text_)
+                if task is not None:
+                    if host.auth and task["user"] != user:
+                        raise UserError(f"{task['user']} asked for this; only they may cancel it")
+                    jobs.cancel_task(task["id"])
+                return ["", *drawn(model_, text_, None)]
+            both = known(model_, text_)
+            if both is None:
+                raise UserError("the levels of this model are not known yet")
+            found, walk = both
+            plans = (
+                spread(found, walk)
+                if event.action == "spread"
+                else [walk.plan(megabytes * 1e6 - found.rest_bytes)]
+            )
+            return [
+                queued(jobs, [recipe_at(found, plan) for plan in plans], user),
+                *(gr.skip() for _ in shown),
+            ]
+        except UserError as error:
+            return [banner(escape(str(error)), "bad"), *(gr.skip() for _ in shown)]
+
+    shown = [size, problem, levels, line, plan_map, numbers, here]
+    page.load(opened, None, [model, text, seen, *shown], **quiet)
+    for control in (model, text):
+        control.input(changed, [model, text], shown, **quiet)
+    size.input(moved, [model, text, size], shown, trigger_mode="always_last", **quiet)
+    for source in (levels, numbers):
+        source.select(pressed, [model, text, size], [outcome, *shown], **quiet)
+    timer.tick(tick, [seen, model, text, size], [seen, *shown], concurrency_limit=None, **quiet)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
