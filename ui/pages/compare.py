@@ -160,7 +160,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         tab = next((name for name in ("read", "set") if asked.get(name)), None)
         return [
             gr.update(choices=known, value=usable), notice, table_, text, group_id,
-            gr.update(active=not over), gr.update(interactive=not over), gr.update(selected=tab) if tab else gr.skip(),
+            gr.update(active=not over), gr.update(interactive=not over),
+            gr.update(selected=tab) if tab else gr.skip(),
             f"&runs={','.join(usable)}" if asked.get("runs") else gr.skip(),
         ]  # fmt: skip
 
