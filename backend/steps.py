@@ -131,6 +131,7 @@ def surgery(
     progress: Progress,
 ) -> dict[str, Any]:
     """Compress one linear alone and measure the model."""
+    torch.set_num_threads(min(torch.get_num_threads(), _WRITING_THREADS))
     return operate(model, layer, stages, Calibration.model_validate(calibration), Host.at(home), progress)
 
 

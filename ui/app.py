@@ -12,7 +12,19 @@ from backend.host import Host
 from backend.jobs import Jobs
 from store import results
 from ui.lost import not_found
-from ui.pages import about, budget, compare, compress, explore, layers, papers, queue, stories, tasting
+from ui.pages import (
+    about,
+    budget,
+    compare,
+    compress,
+    explore,
+    layers,
+    papers,
+    queue,
+    stories,
+    surgery,
+    tasting,
+)
 from ui.theme import CSS, ICON, MARK, theme
 
 # (name, path, what builds it); the first page is the front door.
@@ -23,6 +35,7 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
     ("Compare", "compare", compare.build),
     ("Tasting", "tasting", tasting.build),
     ("Layers", "layers", layers.build),
+    ("Surgery", "surgery", surgery.build),
     ("Budget", "budget", budget.build),
     ("Papers", "papers", papers.build),
     ("Stories", "stories", stories.build),

@@ -181,9 +181,17 @@ _DIVERGING = [[step / 4, f"var(--apart-{step})"] for step in range(5)]
 
 
 def heat_map(
-    cells: pd.DataFrame, column: str, title: str, hovers: Mapping[str, str], signed: bool, chosen: str = ""
+    cells: pd.DataFrame,
+    column: str,
+    title: str,
+    hovers: Mapping[str, str],
+    signed: bool,
+    chosen: str = "",
+    log: bool = False,
 ) -> Figure:
     """One number of every linear by projection and block; `signed` puts zero in the middle of the colours.
+
+    `log` spreads the colours over orders of magnitude; what is not above zero stays blank then.
 
     `cells` are rows by layer name with block, projection and `column`; `hovers` the text of each layer.
     """
@@ -195,6 +203,8 @@ def heat_map(
     rows = zip(cells.index, cells["projection"], cells["block"], cells[column].astype(float), strict=True)
     for name, projection, block, value in rows:
         y, x = projections.index(projection), int(block)
+        if log:
+            value = np.log10(value) if value > 0 else np.nan
         values[y][x] = float(f"{value:.6g}") if np.isfinite(value) else None
         told[y][x] = [name, hovers[name]]
         if name == chosen:
@@ -206,20 +216,26 @@ def heat_map(
                 }
                 for colour, width in (("paper", 6), ("ink", 2.5))
             ]  # fmt: skip
-    most = max((abs(value) for row in values for value in row if value is not None), default=0.0) or 1.0
+    there = [value for row in values for value in row if value is not None]
+    most = max((abs(value) for value in there), default=0.0) or 1.0
+    ends = {"zmin": -most if signed else 0.0, "zmax": most}
     short = [escape(projection.split(".")[-1]) for projection in projections]
     labels = short if len(set(short)) == len(short) else list(map(escape, projections))
     axis = {
         "showgrid": False, "zeroline": False, "tickfont": {"color": "var(--ink-2)"}, "fixedrange": True,
         "ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)", "automargin": True,
     }  # fmt: skip
-    numbers = {"tickformat": ".0%"} if column == "sparsity" else {"exponentformat": "SI"}
+    numbers: Figure = {"tickformat": ".0%"} if column == "sparsity" else {"exponentformat": "SI"}
+    if log:
+        ends = {"zmin": min(there, default=0.0), "zmax": max(there, default=1.0)}
+        decades = range(int(np.floor(ends["zmin"])), int(np.ceil(ends["zmax"])) + 1)
+        numbers = {"tickvals": list(decades), "ticktext": [f"{10.0**power:g}" for power in decades]}
     return {
         "data": [
             {
                 "type": "heatmap", "z": values, "x": blocks, "y": list(range(len(projections))),
                 "customdata": told, "hovertemplate": "%{customdata[1]}<extra></extra>",
-                "hoverongaps": False, "xgap": 1, "ygap": 1, "zmin": -most if signed else 0.0, "zmax": most,
+                "hoverongaps": False, "xgap": 1, "ygap": 1, **ends,
                 "colorscale": _DIVERGING if signed else _SEQUENTIAL,
                 "colorbar": {
                     "orientation": "h", "thickness": 10, "len": 0.55, "x": 0, "xanchor": "left", "y": 1.02,

@@ -1,6 +1,6 @@
 """The chain of a recipe on the page: presets, the menu of methods, a card a stage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -39,10 +39,12 @@ def stage_head(number: int, method: Method) -> str:
     return f'<p class="title">{name}</p><p class="note">{escape(method.summary)} {paper(method.paper)}</p>'
 
 
-def method_menu() -> str:
-    """One small button a method, by kind."""
+def method_menu(only: Sequence[str] = ()) -> str:
+    """One small button a method, by kind; `only` of these kinds."""
     kinds: dict[str, list[Method]] = {}
     for method in discover().methods.values():
+        if only and method.kind not in only:
+            continue
         kinds.setdefault(method.kind, []).append(method)
     order = sorted(kinds, key=lambda kind: ("prune quantize factorize compensate".find(kind) % 100, kind))
     groups = []
@@ -66,8 +68,15 @@ def preset_menu() -> str:
 
 
 def stage_card(
-    number: int, count: int, stage: Template, stages: gr.State, shape: gr.State, quiet: Mapping[str, Any]
+    number: int,
+    count: int,
+    stage: Template,
+    stages: gr.State,
+    shape: gr.State,
+    quiet: Mapping[str, Any],
+    everywhere: bool = True,
 ) -> None:
+    """One stage of the form; not `everywhere`: which layers it covers is not asked."""
     method, key = discover().methods[stage["method"]], stage["key"]
     with gr.Column(elem_classes="stage", elem_id=f"stage-{number}"):
         with gr.Row(equal_height=False, elem_classes="stage-head"):
@@ -90,7 +99,7 @@ def stage_card(
             ]
             only = gr.Textbox(
                 stage["only"], label="Only layers", info="A pattern over layer names; empty is all",
-                placeholder="*.mlp.*", max_lines=1, min_width=130, interactive=True,
+                placeholder="*.mlp.*", max_lines=1, min_width=130, interactive=True, visible=everywhere,
             )  # fmt: skip
         for name, component in (*inputs, ("only", only)):
             # Not `input`: Gradio's text boxes do not send it for a paste or a deletion.
