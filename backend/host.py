@@ -47,6 +47,11 @@ VARIABLES: tuple[tuple[str, str, str], ...] = (
         "20",
         "gigabytes of statistics and dense hidden states kept for later runs; the longest unused go first",
     ),
+    (
+        "PARETOSCOPE_LANGUAGE",
+        "en",
+        "the pages' language: the name of a file of ui/texts; English where it has gaps",
+    ),
 )
 
 
@@ -107,6 +112,7 @@ class Host:
     executor_id: str = "local"
     stale_after: float = 30.0
     cache_bytes: float = 20e9
+    language: str = "en"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Host":
@@ -131,6 +137,7 @@ class Host:
             executor_id=environ.get("PARETOSCOPE_WORKER") or "local",
             stale_after=_number(environ, "PARETOSCOPE_STALE_AFTER", 30.0, 1.0),
             cache_bytes=_number(environ, "PARETOSCOPE_CACHE_GB", 20.0, 0.0) * 1e9,
+            language=environ.get("PARETOSCOPE_LANGUAGE") or "en",
         )
 
     @classmethod

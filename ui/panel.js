@@ -3,16 +3,16 @@ element.addEventListener('click', async event => {
   if (copy) {
     const source = document.getElementById(copy.dataset.copy);
     const label = copy.textContent;
-    try { await navigator.clipboard.writeText(source.textContent); copy.textContent = 'Copied'; }
-    catch (refused) { getSelection().selectAllChildren(source); copy.textContent = 'Selected'; }
+    try { await navigator.clipboard.writeText(source.textContent); copy.textContent = WORDS.copied; }
+    catch (refused) { getSelection().selectAllChildren(source); copy.textContent = WORDS.selected; }
     setTimeout(() => { copy.textContent = label; }, 1500);
     return;
   }
   const linked = event.target.closest('[data-copy-address]');
   if (linked) {
     const label = linked.textContent;
-    try { await navigator.clipboard.writeText(location.href); linked.textContent = 'Copied'; }
-    catch (refused) { linked.textContent = 'See the address bar'; }
+    try { await navigator.clipboard.writeText(location.href); linked.textContent = WORDS.copied; }
+    catch (refused) { linked.textContent = WORDS.no_copy; }
     setTimeout(() => { linked.textContent = label; }, 1500);
     return;
   }

@@ -11,7 +11,21 @@ from typing import Any
 
 import gradio as gr
 
-_SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+from ui.texts import say, script
+
+# The store's words for the state of a run or answer, as people read them.
+STATES = {
+    "queued": say("common.queued"),
+    "running": say("common.running"),
+    "done": say("common.done"),
+    "failed": say("common.failed"),
+    "cancelled": say("common.cancelled"),
+    "broken": say("common.broken"),
+}
+_WORDS = script(
+    copied=say("common.copied"), selected=say("common.selected"), no_copy=say("common.see_the_address_bar")
+)
+_SCRIPT = _WORDS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 # With the path written out, for the document's base is not this page.
 _ADDRESS = """
 watch('value', () => {
@@ -135,7 +149,7 @@ def code(text: str, name: str) -> str:
     """Text to copy, with the button that does it."""
     return (
         f'<div class="code"><pre id="{escape(name)}">{escape(text)}</pre>'
-        f'<button type="button" class="act" data-copy="{escape(name)}">Copy</button></div>'
+        f'<button type="button" class="act" data-copy="{escape(name)}">{say("common.copy")}</button></div>'
     )
 
 

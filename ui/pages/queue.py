@@ -13,8 +13,9 @@ from backend.errors import UserError
 from backend.jobs import Jobs
 from store import results
 from store.results import QueuedRun
-from ui.panel import address, badge, banner, button, card, figures, link, panel, table, top
+from ui.panel import STATES, address, badge, banner, button, card, figures, link, panel, table, top
 from ui.quantities import age, byte_size, duration, is_number, significant
+from ui.texts import say
 from ui.visitor import user_of
 
 MOST_WAITING, MOST_ENDED = 100, 30
@@ -27,18 +28,25 @@ def worker_notice(jobs: Jobs, waiting: Sequence[QueuedRun]) -> str:
     workers = results.workers(jobs.database, jobs.host.stale_after)
     alive = workers[workers["alive"]]
     if alive.empty:
-        last = f" The last one was seen {age(float(workers['heartbeat'].iloc[0]))}." if len(workers) else ""
-        stuck = "Runs stay queued until one starts." if waiting else ""
-        return banner(
-            f"<b>No worker is alive.</b> {stuck}{last} Start one with <code>python app.py worker</code>.",
-            "bad",
+        last = (
+            f" {say('queue.worker_last_seen', age=age(float(workers['heartbeat'].iloc[0])))}"
+            if len(workers)
+            else ""
         )
+        stuck = say("queue.runs_wait") if waiting else ""
+        return banner(say("queue.no_worker", stuck=stuck, last=last), "bad")
     told = []
     for worker in alive.to_dict("records"):
         memory = f", {byte_size(worker['memory_bytes'])}" if is_number(worker["memory_bytes"]) else ""
         told.append(
-            f"Worker <b>{escape(worker['id'])}</b> on {escape(worker['host'])} ({escape(worker['device'])}): "
-            f"{escape(worker['state'])}{memory}"
+            say(
+                "queue.worker_state",
+                id=escape(worker["id"]),
+                host=escape(worker["host"]),
+                device=escape(worker["device"]),
+                state=escape(worker["state"]),
+                memory=memory,
+            )
         )
     return f'<p class="note" id="worker-state">{"; ".join(told)}</p>'
 
@@ -48,36 +56,42 @@ def pause_notice(jobs: Jobs, can_resume: bool = False) -> str:
     paused = results.switch(jobs.database, "paused")
     if paused is None:
         return ""
-    act_ = button("Resume", "resume") if can_resume else '<a href="queue">See the queue</a>'
+    see = f'<a href="queue">{say("queue.see_the_queue")}</a>'
+    act_ = button(say("queue.resume"), "resume") if can_resume else see
     who, since = escape(str(paused["by"])), age(paused["since"])
-    return banner(
-        f"<b>Paused by {who}, {since}.</b> A run under way finishes, no other starts. "
-        f'Moving and cancelling still count. <span class="acts">{act_}</span>'
-    )
+    return banner(f'{say("queue.paused_by", who=who, since=since)} <span class="acts">{act_}</span>')
 
 
 def working(run: QueuedRun, device: str = "") -> str:
     """The card of a run that works now."""
     fraction = run.fraction if is_number(run.fraction) else None
-    counted = f"{run.done} of {run.total}" if run.total and run.total > 1 else ""
+    counted = say("queue.steps_done", done=run.done, total=run.total) if run.total and run.total > 1 else ""
     numbers = {
-        "done": f"{100 * fraction:.0f} %" if fraction is not None else "",
-        "left": f"about {duration(run.eta_seconds)}" if is_number(run.eta_seconds) else "",
-        run.stage or "step": run.detail or counted,
-        "speed": f"{significant(run.tokens_per_second, 3)} tok/s" if is_number(run.tokens_per_second) else "",
-        "memory": byte_size(run.memory_bytes) if is_number(run.memory_bytes) else "",
-        "running for": duration(time.time() - run.started) if run.started else "",
-        "worker": run.worker or "",
-        "device": device,
+        say("queue.done"): f"{100 * fraction:.0f} %" if fraction is not None else "",
+        say("queue.left"): say("queue.about_left", time=duration(run.eta_seconds))
+        if is_number(run.eta_seconds)
+        else "",
+        run.stage or say("queue.step"): run.detail or counted,
+        say("queue.speed"): say("common.tokens_a_second", speed=significant(run.tokens_per_second, 3))
+        if is_number(run.tokens_per_second)
+        else "",
+        say("queue.memory"): byte_size(run.memory_bytes) if is_number(run.memory_bytes) else "",
+        say("queue.running_for"): duration(time.time() - run.started) if run.started else "",
+        say("queue.worker"): run.worker or "",
+        say("queue.device"): device,
     }
-    state = "; being cancelled" if run.cancel_requested else ""
+    state = say("queue.being_cancelled") if run.cancel_requested else ""
     width = 100 * (fraction or 0)
-    name = f'{badge("running", "info")}<span class="note mono">{run.id}</span>'
-    acts = button("Log", "log", run.id) + button("Cancel", "cancel", run.id, danger=True)
+    name = f'{badge(STATES["running"], "info")}<span class="note mono">{run.id}</span>'
+    acts = button(say("common.log"), "log", run.id) + button(
+        say("common.cancel"), "cancel", run.id, danger=True
+    )
     return card(
         f"{top(name, acts)}<h3>{escape(run.chain)}</h3>"
-        f'<p class="note">{escape(run.model)}, asked for by {escape(run.user)}{state}</p>'
-        f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
+        '<p class="note">'
+        f"{say('queue.asked_for_by', model=escape(run.model), user=escape(run.user), state=state)}</p>"
+        f'<div class="bar" role="progressbar" aria-label="{say("common.progress")}" aria-valuemin="0"'
+        ' aria-valuemax="100"'
         f' aria-valuenow="{width:.0f}"><i style="width:{width:.1f}%"></i></div>'
         f"{figures({label: value for label, value in numbers.items() if value})}",
         f"running-{run.id}",
@@ -91,12 +105,12 @@ def waiting_table(waiting: Sequence[QueuedRun]) -> str:
     lines = []
     for run in waiting[:MOST_WAITING]:
         acts = (
-            button("To the front", "front", run.id)
-            + button("\N{UPWARDS ARROW}", "up", run.id, hint="Run one place earlier")
-            + button("\N{DOWNWARDS ARROW}", "down", run.id, hint="Run one place later")
-            + button("Cancel", "cancel", run.id, danger=True)
+            button(say("queue.to_the_front"), "front", run.id)
+            + button("\N{UPWARDS ARROW}", "up", run.id, hint=say("queue.run_one_place_earlier"))
+            + button("\N{DOWNWARDS ARROW}", "down", run.id, hint=say("queue.run_one_place_later"))
+            + button(say("common.cancel"), "cancel", run.id, danger=True)
         )
-        told = f"{run.id}, {run.model}, by {run.user}, {age(run.created)}"
+        told = say("queue.waits_since", id=run.id, model=run.model, user=run.user, created=age(run.created))
         lines.append(
             (
                 f'<span class="subtle">{run.position}</span>',
@@ -105,9 +119,9 @@ def waiting_table(waiting: Sequence[QueuedRun]) -> str:
             )
         )
     rest = len(waiting) - len(lines)
-    note = f'<p class="note">and {rest} more</p>' if rest else ""
-    mine = button("Cancel all of mine", "cancel-mine", danger=True)
-    head = top(f"<h3>{len(waiting)} queued</h3>", mine)
+    note = f'<p class="note">{say("queue.and_more", rest=rest)}</p>' if rest else ""
+    mine = button(say("queue.cancel_mine"), "cancel-mine", danger=True)
+    head = top(f"<h3>{say('queue.count_queued', count=len(waiting))}</h3>", mine)
     return card(f"{head}{table((), lines, numeric_from=2)}{note}", "waiting")
 
 
@@ -118,21 +132,28 @@ def ended_table(ended: pd.DataFrame) -> str:
     lines = []
     for run in ended.to_dict("records"):
         status = "broken" if run["status"] == "done" and isinstance(run["broken"], str) else run["status"]
-        acts = button("Log", "log", run["id"])
+        acts = button(say("common.log"), "log", run["id"])
         if run["status"] == "done":
-            acts += link("Explore", f"./?{urlencode({'run': run['id']})}")
+            acts += link(say("common.explore"), f"./?{urlencode({'run': run['id']})}")
         else:
-            acts += button("Retry", "retry", run["id"])
-        told = f"{run['id']}, {run['model']}, by {run['user']}, {age(run['finished'])}"
+            acts += button(say("common.retry"), "retry", run["id"])
+        told = say(
+            "queue.ended_since",
+            id=run["id"],
+            model=run["model"],
+            user=run["user"],
+            finished=age(run["finished"]),
+        )
         lines.append(
             (
-                badge(status, "bad" if status == "broken" else _TONES.get(status, "")),
+                badge(STATES[status], "bad" if status == "broken" else _TONES.get(status, "")),
                 f'{escape(run["chain"])}<br><span class="note">{escape(told)}</span>{_cause(run)}',
                 f'<span class="acts end">{acts}</span>',
             )
         )
-    retry = button("Retry all failed of mine", "retry-mine") if (ended["status"] == "failed").any() else ""
-    return card(f"{top('<h3>Ended lately</h3>', retry)}{table((), lines, numeric_from=2)}", "ended")
+    retry = button(say("queue.retry_mine"), "retry-mine") if (ended["status"] == "failed").any() else ""
+    head = top(f"<h3>{say('queue.ended_lately')}</h3>", retry)
+    return card(f"{head}{table((), lines, numeric_from=2)}", "ended")
 
 
 def _cause(run: dict[str, Any]) -> str:
@@ -158,16 +179,16 @@ def overview(jobs: Jobs) -> str:
     body = "".join(working(run, devices.get(run.worker, "")) for run in running)
     body += waiting_table(waiting) + ended_table(ended)
     if not everything:
-        way = link("Compress a model", "compress")
-        body = card(f"<h3>Nothing is running</h3><p>{way}</p>", look="empty") + body
+        way = link(say("common.compress_a_model"), "compress")
+        body = card(f"<h3>{say('queue.nothing_is_running')}</h3><p>{way}</p>", look="empty") + body
     paused = pause_notice(jobs, can_resume=True)
     pause = (
         ""
         if paused
         else button(
-            "Pause the queue",
+            say("queue.pause_the_queue"),
             "pause",
-            hint="No other run starts until somebody resumes the queue; everybody who may log in may do both",
+            hint=say("queue.pause_hint"),
         )
     )
     return f'{paused}<div class="acts top">{worker_notice(jobs, waiting)}{pause}</div>{body}'
@@ -179,20 +200,22 @@ def log(jobs: Jobs, run_id: str) -> str:
         return ""
     run = results.run(jobs.database, run_id)
     if run is None:
-        return banner(f"There is no run {escape(run_id)}.", "bad")
+        return banner(say("queue.there_is_no_run", run_id=escape(run_id)), "bad")
     lines = results.log_tail(jobs.database, run_id)
     printed = "\n".join(escape(line) for line in lines["line"])
     failure = ""
     if run["error"]:
-        kind = {"user": "What was asked cannot be done", "killed": "The work was killed"}.get(
-            run["error_kind"], "A bug: please report it with these lines"
+        kind = {"user": say("queue.refused"), "killed": say("queue.killed")}.get(
+            run["error_kind"], say("queue.a_bug")
         )
         hint = f"<p>{escape(run['suggestion'])}</p>" if run["suggestion"] else ""
         failure = f'<h4>{kind}</h4>{hint}<div class="log">{escape(run["error"])}</div>'
-    name = f'{badge(run["status"], _TONES.get(run["status"], ""))}<span class="note mono">{run["id"]}</span>'
+    state = badge(STATES[run["status"]], _TONES.get(run["status"], ""))
+    name = f'{state}<span class="note mono">{run["id"]}</span>'
     return card(
-        f"{top(name, button('Close', 'close'))}<h3>{escape(run['chain'])}</h3>{failure}<h4>Log</h4>"
-        f'<div class="log">{printed or "Nothing has been printed yet."}</div>',
+        f"{top(name, button(say('common.close'), 'close'))}<h3>{escape(run['chain'])}</h3>{failure}"
+        f"<h4>{say('common.log')}</h4>"
+        f'<div class="log">{printed or say("queue.nothing_printed")}</div>',
         "log-card",
     )
 
