@@ -5,13 +5,25 @@ from html import escape
 from urllib.parse import urlencode
 
 from backend.registry import Method
-from ui.panel import badge, button, link, paper, table, top
+from ui.panel import STATES, badge, button, link, paper, table, top
 from ui.quantities import TITLES, byte_size, duration, is_number, significant, with_error
 from ui.standings import Side, Standing
+from ui.texts import many, say
 
 _SENTENCE_END = re.compile(r"(?<=\.) +(?=[A-Z])")
 _TONES = {"holds": "good", "does not hold": "bad", "within noise": "warn", "broken": "bad"}
-_WAITING = {"missing": "not run", "done": "not measured"}
+# How a claim stands, as people read it.
+WORDS = {
+    "holds": say("papers.holds"),
+    "within noise": say("papers.within_noise"),
+    "does not hold": say("papers.does_not_hold"),
+    "broken": say("common.broken"),
+    "failed": say("common.failed"),
+    "running": say("common.running"),
+    "queued": say("common.queued"),
+    "not tested": say("papers.not_tested"),
+}
+_WAITING = {"missing": say("papers.not_run"), "done": say("papers.not_measured")}
 
 
 def claim_card(standing: Standing, problem: str = "") -> str:
@@ -45,13 +57,16 @@ def citation(method: Method) -> str:
 
 def _state_badge(standing: Standing) -> str:
     word = state(standing)
-    return badge(word, _TONES.get(word, {"running": "info", "failed": "bad"}.get(word, "")))
+    return badge(WORDS[word], _TONES.get(word, {"running": "info", "failed": "bad"}.get(word, "")))
 
 
 def _sides(standing: Standing) -> str:
     metric = standing.claim.metric
     lines = []
-    for title, side in (("claimed better", standing.better), ("than", standing.worse)):
+    for title, side in (
+        (say("papers.claimed_better"), standing.better),
+        (say("papers.than"), standing.worse),
+    ):
         chain = escape(side.recipe.chain())
         if side.run:
             chain = f'<a href="./?{escape(urlencode({"run": side.run_id}))}">{chain}</a>'
@@ -59,12 +74,12 @@ def _sides(standing: Standing) -> str:
         shown = (
             with_error(metric, side.value, side.stderr)
             if side.outcome
-            else _WAITING.get(side.status, side.status)
+            else _WAITING.get(side.status) or STATES[side.status]
         )
         if side.outcome and side.outcome.broken:
-            shown = badge("broken", "bad")
+            shown = badge(STATES["broken"], "bad")
         lines.append((f'<span class="subtle">{title}</span>', chain, shown, packed))
-    return table(("", "Run", TITLES[metric], "Packed"), lines, numeric_from=2)
+    return table(("", say("common.run"), TITLES[metric], say("papers.packed")), lines, numeric_from=2)
 
 
 def _progress(standing: Standing) -> str:
@@ -74,15 +89,17 @@ def _progress(standing: Standing) -> str:
         fraction = side.run["fraction"] if side.run else None
         width = 100 * fraction if is_number(fraction) else 0.0
         left = side.run["eta_seconds"] if side.run else None
-        rest = f", about {duration(left)} left" if is_number(left) else ""
+        rest = say("papers.about_left", left=duration(left)) if is_number(left) else ""
         told.append(
-            f'<p class="note">Now running: {escape(side.recipe.chain())}, {width:.0f} %{rest}.</p>'
-            f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
+            '<p class="note">'
+            f"{say('papers.now_running', chain=escape(side.recipe.chain()), width=width, rest=rest)}</p>"
+            f'<div class="bar" role="progressbar" aria-label="{say("common.progress")}" aria-valuemin="0"'
+            ' aria-valuemax="100"'
             f' aria-valuenow="{width:.0f}"><i style="width:{width:.1f}%"></i></div>'
         )
     for side in standing.sides:
         if side.status == "failed" and side.run:
-            why = str(side.run["error"] or "it failed").strip().splitlines()[-1]
+            why = str(side.run["error"] or say("papers.it_failed")).strip().splitlines()[-1]
             told.append(f'<p class="bad-ink">{escape(side.recipe.chain())}: {escape(why)}</p>')
     return "".join(told)
 
@@ -90,9 +107,7 @@ def _progress(standing: Standing) -> str:
 def _said(standing: Standing) -> str:
     said, (better, worse) = standing.verdict, standing.sides
     if standing.apart:
-        return (
-            "<p>Both ran, but under different protocols (another device, say), so they are not compared.</p>"
-        )
+        return f"<p>{say('papers.two_protocols')}</p>"
     if said.word == "not tested":
         return ""
     if said.word == "broken":
@@ -101,33 +116,38 @@ def _said(standing: Standing) -> str:
             for side in standing.sides
             if side.outcome and side.outcome.broken
         ]
-        return f"<p>{' '.join(causes)} A model that does not work has no loss to compare.</p>"
+        return f"<p>{say('papers.no_loss_to_compare', causes=' '.join(causes))}</p>"
     apart = significant(abs(said.difference), 3)
     noise = f" ± {significant(said.stderr, 2)}" if said.stderr is not None else ""
-    way = "lower" if said.difference < 0 else "higher"
-    what = "loss" if standing.claim.metric == "perplexity" else "divergence"
+    way = say("papers.lower") if said.difference < 0 else say("papers.higher")
+    what = say("papers.loss") if standing.claim.metric == "perplexity" else say("papers.divergence")
     windows = len(better.outcome.windows)
-    sentence = (
-        f"The {what} of <b>{escape(better.recipe.chain())}</b> is {way} by <b>{apart}{noise}</b> "
-        f"nats a token, the mean of the differences on {windows} window{'' if windows == 1 else 's'}"
+    sentence = many(
+        "papers.difference",
+        windows,
+        what=what,
+        chain=escape(better.recipe.chain()),
+        way=way,
+        apart=apart,
+        noise=noise,
     )
     if said.stderr is None:
-        sentence += "; one window says nothing about noise"
+        sentence += say("papers.one_window")
     elif abs(said.difference) <= 2 * said.stderr:
-        sentence += ": within two standard errors"
+        sentence += say("papers.within_two_standard_errors")
     else:
-        sentence += ": beyond two standard errors"
+        sentence += say("papers.beyond_two_standard_errors")
     return f"{_strip(standing)}<p>{sentence}, {_bytes(better, worse, standing.claim.more_bytes)}.</p>"
 
 
 def _bytes(better: Side, worse: Side, more_bytes: bool) -> str:
     more = better.outcome.packed - worse.outcome.packed
     if more == 0:
-        return "at the same bytes"
+        return say("papers.same_bytes")
     if more < 0:
-        return f"with {byte_size(-more)} less"
-    allowed = "as the claim says" if more_bytes else "which the claim does not allow"
-    return f"with {byte_size(more)} more, {allowed}"
+        return say("papers.fewer_bytes", more=byte_size(-more))
+    allowed = say("papers.allowed") if more_bytes else say("papers.not_allowed")
+    return say("papers.more_bytes", more=byte_size(more), allowed=allowed)
 
 
 def _strip(standing: Standing) -> str:
@@ -146,12 +166,12 @@ def _strip(standing: Standing) -> str:
     points = "".join(f'<i class="dot" style="left:{at(value)}"></i>' for value in dots)
     span = f"left:{at(first)};width:{100 * (last - first) / width:.2f}%"
     look = _TONES.get(said.word, "")
-    label = f"Differences of {len(dots)} windows, mean {significant(said.difference, 3)}"
+    label = say("papers.strip", count=len(dots), mean=significant(said.difference, 3))
     marks = (
         f'<i class="zero" style="left:{at(0.0)}"></i>{points}<i class="span" style="{span}"></i>'
         f'<i class="mean" style="left:{at(said.difference)}"></i>'
     )
-    ends = "<span>\N{LEFTWARDS ARROW} loses less</span><span>loses more \N{RIGHTWARDS ARROW}</span>"
+    ends = f"<span>{say('papers.loses_less')}</span><span>{say('papers.loses_more')}</span>"
     return (
         f'<div class="strip {look}" role="img" aria-label="{label}">{marks}</div>'
         f'<div class="ends note">{ends}</div>'
@@ -163,19 +183,19 @@ def _acts(standing: Standing) -> str:
     acts = []
     if wanted:
         again = any(side.status == "failed" for side in standing.sides)
-        runs = f"{wanted} run{'' if wanted == 1 else 's'}"
-        label = f"Try again ({runs})" if again else f"Test it on this model ({runs})"
+        runs = many("papers.runs", wanted)
+        label = say("papers.try_again", runs=runs) if again else say("papers.test", runs=runs)
         acts.append(button(label, "test", standing.method.id))
     if {side.status for side in standing.sides} & {"queued", "running"}:
-        acts.append(link("Open the queue", "queue"))
+        acts.append(link(say("common.open_the_queue"), "queue"))
     if all(side.run and side.run["artifact"] and side.status == "done" for side in standing.sides):
         ids = ",".join(side.run_id for side in standing.sides)
-        acts.append(link("Compare the answers", f"compare?runs={ids}"))
+        acts.append(link(say("papers.compare"), f"compare?runs={ids}"))
     return "".join(acts)
 
 
 def _file(method: Method) -> str:
     return (
-        f'<details id="about-{escape(method.id)}"><summary class="note">Formula and limits</summary>'
+        f'<details id="about-{escape(method.id)}"><summary class="note">{say("papers.formula")}</summary>'
         f'<pre class="doc">{escape(method.doc.strip())}</pre></details>'
     )

@@ -4,31 +4,33 @@ import math
 import time
 from typing import TypeGuard
 
+from ui.texts import many, say
+
 MISSING = "\N{EN DASH}"
 # Of each, 0.9 is shown as 90 %.
 _SHARES = ("divergence.agreement", "divergence.flips", "sanity.repetition")
 
 # In the order in which cards and tables show them.
 TITLES = {
-    "perplexity": "Perplexity",
-    "divergence.kl": "KL from dense, mean",
-    "divergence.kl_median": "KL, median",
-    "divergence.kl_p99": "KL, 99th percentile",
-    "divergence.kl_reverse": "KL to dense, mean",
-    "divergence.agreement": "Top-1 agreement",
-    "divergence.flips": "Flips",
-    "size.packed": "Packed size",
-    "size.linears": "of it linears",
-    "size.embeddings": "of it embeddings",
-    "size.rest": "of it norms, biases",
-    "size.file": "File on disk",
-    "size.bits_per_weight": "Bits per compressed weight",
-    "size.bits_per_parameter": "Bits per parameter",
-    "memory.peak": "Peak memory",
-    "speed.prefill": "Prefill",
-    "speed.decode": "Decode",
-    "sanity.repetition": "Repetition in samples",
-    "sanity.finite": "All outputs finite",
+    "perplexity": say("metric.perplexity"),
+    "divergence.kl": say("metric.kl"),
+    "divergence.kl_median": say("metric.kl_median"),
+    "divergence.kl_p99": say("metric.kl_p99"),
+    "divergence.kl_reverse": say("metric.kl_reverse"),
+    "divergence.agreement": say("metric.agreement"),
+    "divergence.flips": say("metric.flips"),
+    "size.packed": say("metric.packed"),
+    "size.linears": say("metric.linears"),
+    "size.embeddings": say("metric.embeddings"),
+    "size.rest": say("metric.rest"),
+    "size.file": say("metric.file"),
+    "size.bits_per_weight": say("metric.bits_per_weight"),
+    "size.bits_per_parameter": say("metric.bits_per_parameter"),
+    "memory.peak": say("metric.peak"),
+    "speed.prefill": say("metric.prefill"),
+    "speed.decode": say("metric.decode"),
+    "sanity.repetition": say("metric.repetition"),
+    "sanity.finite": say("metric.finite"),
 }
 
 
@@ -79,9 +81,9 @@ def measured(metric: str, value: object) -> str:
     if metric in _SHARES:
         return share(value)
     if metric == "sanity.finite":
-        return "yes" if value else "no"
+        return say("number.yes") if value else say("number.no")
     if metric.startswith("speed."):
-        return f"{significant(value, 3)} tok/s"
+        return say("common.tokens_a_second", speed=significant(value, 3))
     return significant(value)
 
 
@@ -100,9 +102,9 @@ def difference(metric: str, value: object, reference: object) -> str:
     if metric.startswith("sanity."):
         return ""
     if value == reference:
-        return "same"
+        return say("number.same")
     if metric in _SHARES:
-        return f"{100 * (value - reference):+.2f} points"
+        return say("number.points", points=100 * (value - reference))
     # The dense model diverges from itself by nothing, so there is nothing to divide by.
     if metric.startswith("divergence.") or reference <= 0:
         return ""
@@ -121,9 +123,13 @@ def duration(seconds: object) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
+        return (
+            say("number.minutes_and_seconds", minutes=minutes, rest=rest)
+            if rest and minutes < 10
+            else say("number.minutes", minutes=minutes)
+        )
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return say("number.hours_and_minutes", hours=hours, minutes=minutes) if minutes else f"{hours} h"
 
 
 def age(moment: object, now: float | None = None) -> str:
@@ -132,9 +138,11 @@ def age(moment: object, now: float | None = None) -> str:
         return MISSING
     seconds = (time.time() if now is None else now) - moment
     if seconds < 5:
-        return "just now"
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' if count != 1 else ''} ago"
-    return f"{int(seconds)} seconds ago"
+        return say("number.just_now")
+    if seconds >= 86400:
+        return many("number.days_ago", int(seconds // 86400))
+    if seconds >= 3600:
+        return many("number.hours_ago", int(seconds // 3600))
+    if seconds >= 60:
+        return many("number.minutes_ago", int(seconds // 60))
+    return say("number.seconds_ago", seconds=int(seconds))

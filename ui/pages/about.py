@@ -15,20 +15,25 @@ from backend.registry import discover
 from backend.text import texts
 from store import results
 from ui.forms import parameters
-from ui.panel import card, facts, outside, panel, paper, table
+from ui.panel import STATES, card, facts, outside, panel, paper, table
 from ui.quantities import byte_size, duration
+from ui.texts import say
 
-_INTRODUCTION = """<div class="panel"><h3>Paretoscope</h3>
-<p>Compressing a language model trades bytes against what the model still knows. Paretoscope makes that trade
-visible: stack compression methods on a real model, let a worker run and measure them, and see which runs
-no other run beats.</p>
-<ul><li>What is measured is what was stored: the weights that are evaluated are decoded from the file.</li>
-<li>Three sizes are never mixed: packed (all tensors), file (on disk) and peak memory while running.</li>
-<li>Every number carries its protocol. Runs on other texts or windows never share a plot.</li>
-<li>Runs that broke (not finite, loops, collapse) are kept and shown, but stay off the front.</li></ul>
-<p class="note">1 MB is 10<sup>6</sup> bytes. Values after &plusmn; are one standard error over windows.
-Speeds of compressed models are simulated: weights are decoded before use, a packed kernel would
-differ.</p></div>"""
+_INTRODUCTION = (
+    f'<div class="panel"><h3>Paretoscope</h3>\n'
+    f"<p>{say('about.introduction')}</p>\n"
+    f"<ul><li>{say('about.what_is_measured')}</li>\n"
+    f"<li>{say('about.three_sizes')}</li>\n"
+    f"<li>{say('about.protocols')}</li>\n"
+    f"<li>{say('about.broken_runs')}</li></ul>\n"
+    f'<p class="note">{say("about.units")}</p></div>'
+)
+
+_NEEDS = {
+    "nothing": say("about.no_text"),
+    "norms": say("about.input_norms"),
+    "gram": say("about.gram_matrix"),
+}
 
 
 def methods_table() -> str:
@@ -41,12 +46,18 @@ def methods_table() -> str:
                 f'<span class="mono">{escape(method.id)}</span>',
                 escape(method.summary),
                 f'<span class="mono subtle">{escape(names)}</span>',
-                {"nothing": "no text", "norms": "input norms", "gram": "Gram matrix"}[method.needs],
+                _NEEDS[method.needs],
                 paper(method.paper),
             )
         )
-    head = ("Method", "What it does", "Parameters", "Needs", "Paper")
-    return card(f"<h3>Methods</h3>{table(head, lines, numeric_from=9)}", "methods-table")
+    head = (
+        say("about.method"),
+        say("about.what_it_does"),
+        say("about.parameters"),
+        say("about.needs"),
+        say("about.paper"),
+    )
+    return card(f"<h3>{say('about.methods')}</h3>{table(head, lines, numeric_from=9)}", "methods-table")
 
 
 def metrics_table() -> str:
@@ -55,7 +66,8 @@ def metrics_table() -> str:
         (f'<span class="mono">{escape(metric.id)}</span>', escape(metric.doc.strip().split("\n\n")[0]))
         for metric in discover().metrics.values()
     ]
-    return card(f"<h3>Metrics</h3>{table(('Metric', 'What it measures'), lines, numeric_from=9)}")
+    head = (say("about.metric"), say("about.what_it_measures"))
+    return card(f"<h3>{say('about.metrics')}</h3>{table(head, lines, numeric_from=9)}")
 
 
 def sources(jobs: Jobs) -> str:
@@ -70,15 +82,14 @@ def sources(jobs: Jobs) -> str:
         )
         for text in texts(jobs.host)
     ]
+    head = (say("common.text"), say("about.name_in_recipes"), say("about.licence"), "")
     model_paper = outside("arXiv 2502.02737", "https://arxiv.org/abs/2502.02737")
     licence = outside("CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/")
     return card(
         f"<h3>{escape(embedded.title)}</h3><p>{escape(embedded.note)}</p>"
-        f'<p class="note">SmolLM2 by Hugging Face, Apache-2.0. Ben Allal et al. 2025, {model_paper}.</p>'
-        f"<h4>Texts</h4>{table(('Text', 'Name in recipes', 'Licence', ''), lines, numeric_from=9)}"
-        f'<p class="note">Article introductions by the contributors of Wikipedia, {licence}, cut into '
-        "calibration, validation and test parts that share no article. WikiText-2: Merity et al. 2016. "
-        "C4: Raffel et al. 2020. Penn Treebank: Marcus et al. 1993.</p>"
+        f'<p class="note">{say("about.embedded_model", model_paper=model_paper)}</p>'
+        f"<h4>{say('about.texts')}</h4>{table(head, lines, numeric_from=9)}"
+        f'<p class="note">{say("about.embedded_texts", licence=licence)}</p>'
     )
 
 
@@ -90,22 +101,24 @@ def machine(jobs: Jobs) -> str:
     counted = results.counts(jobs.database)
     told = [
         (
-            "Worker",
-            ", ".join(f"{escape(w.id)} ({escape(w.device)})" for w in alive.itertuples()) or "none alive",
+            say("about.worker"),
+            ", ".join(f"{escape(w.id)} ({escape(w.device)})" for w in alive.itertuples())
+            or say("about.none_alive"),
         ),
-        ("Device asked for", escape(host.device)),
+        (say("about.device_asked_for"), escape(host.device)),
         (
-            "Runs",
-            ", ".join(f"{number} {escape(status)}" for status, number in sorted(counted.items())) or "none",
+            say("about.runs"),
+            ", ".join(f"{number} {STATES[status]}" for status, number in sorted(counted.items()))
+            or say("about.none"),
         ),
-        ("Compressed models", byte_size(_size(host.artifacts))),
-        ("Free on that disk", byte_size(shutil.disk_usage(host.home).free)),
-        ("Log-in", "required" if host.auth else "open to all who reach this page"),
-        ("Runs a person may have waiting", str(host.quota) if host.quota else "no limit"),
-        ("A silent worker is given up after", duration(host.stale_after)),
+        (say("about.compressed_models"), byte_size(_size(host.artifacts))),
+        (say("about.free_on_that_disk"), byte_size(shutil.disk_usage(host.home).free)),
+        (say("about.log_in"), say("about.required") if host.auth else say("about.open")),
+        (say("about.quota"), str(host.quota) if host.quota else say("about.no_limit")),
+        (say("about.stale_after"), duration(host.stale_after)),
     ]
     told += [(name, _version(name)) for name in ("torch", "transformers", "gradio", "dbos")]
-    return card(f"<h3>This machine</h3>{facts(told)}", "machine")
+    return card(f"<h3>{say('about.this_machine')}</h3>{facts(told)}", "machine")
 
 
 def _size(folder: Path) -> int:
@@ -116,7 +129,7 @@ def _version(package: str) -> str:
     try:
         return escape(version(package))
     except PackageNotFoundError:
-        return "not installed"
+        return say("about.not_installed")
 
 
 def build(page: gr.Blocks, jobs: Jobs) -> None:

@@ -15,38 +15,40 @@ from backend.models import catalogue
 from backend.recipe import Calibration
 from backend.text import same_text, texts
 from store import results
-from ui.claim_card import claim_card, state
+from ui.claim_card import WORDS, claim_card, state
 from ui.pages.queue import worker_notice
 from ui.panel import address, banner, button, card, panel
 from ui.standings import EFFORTS, Standing, claiming, standings
+from ui.texts import many, say
 from ui.visitor import user_of
 
 _ALL = "all"
-# As the summary counts them.
-_STATES = (
-    "holds", "within noise", "does not hold", "broken", "failed", "running", "queued", "not tested",
-)  # fmt: skip
-_PLURAL = {"holds": "hold", "does not hold": "do not hold"}
+# Of several claims, where it differs from the word for one.
+_PLURAL = {"holds": say("papers.hold"), "does not hold": say("papers.do_not_hold")}
+_EFFORTS = {"quick": say("papers.quick"), "full": say("papers.full")}
 
 
 def summary(found: Sequence[Standing]) -> str:
     """How many claims stand how, and the button that queues all that are left."""
     counted = Counter(map(state, found))
     told = ", ".join(
-        f"<b>{counted[word]}</b> {_PLURAL.get(word, word) if counted[word] > 1 else word}"
-        for word in _STATES
+        f"<b>{counted[word]}</b> {_PLURAL.get(word, told_) if counted[word] > 1 else told_}"
+        for word, told_ in WORDS.items()
         if counted[word]
     )
     wanted = {recipe.to_json() for standing in found for recipe in standing.wanted}
-    runs = f"{len(wanted)} run{'' if len(wanted) == 1 else 's'}"
-    rest = button(f"Test all that are left ({runs})", "test", _ALL) if wanted else ""
+    runs = many("papers.runs", len(wanted))
+    rest = button(say("papers.test_all", runs=runs), "test", _ALL) if wanted else ""
     return f'<div class="acts summary"><span>{told}</span>{rest}</div>'
 
 
 def overview(jobs: Jobs, model: str, text: str, effort: str, problems: Mapping[str, str]) -> str:
     """All cards on this model; why there are none where the model or the text cannot be found."""
     if not claiming():
-        return card("<h3>No claims</h3><p>No installed method makes one.</p>", look="empty")
+        return card(
+            f"<h3>{say('papers.no_claims')}</h3><p>{say('papers.no_installed_method_makes_one')}</p>",
+            look="empty",
+        )
     try:
         found = standings(jobs.database, jobs.host, model, text, effort)
     except UserError as error:
@@ -56,9 +58,7 @@ def overview(jobs: Jobs, model: str, text: str, effort: str, problems: Mapping[s
     if waiting and not results.workers(jobs.database, jobs.host.stale_after)["alive"].any():
         notices.append(worker_notice(jobs, results.queue(jobs.database)))
     if same_text(text, text):
-        notices.append(
-            banner("Calibration and evaluation read the same file: methods that use the text look better.")
-        )
+        notices.append(banner(say("papers.same_file")))
     cards = "".join(claim_card(standing, problems.get(standing.method.id, "")) for standing in found)
     return f'{"".join(notices)}{summary(found)}<div class="claims">{cards}</div>'
 
@@ -88,18 +88,18 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     with gr.Row(equal_height=False):
         models = [(f"{known.title} ({known.id})", known.id) for known in catalogue(host)]
         model = gr.Dropdown(
-            models, value=EMBEDDED_MODEL, label="Model", allow_custom_value=True, elem_id="claims-model",
-            info="Or write a hub id, or a folder on the server", scale=4, min_width=260,
+            models, value=EMBEDDED_MODEL, label=say("common.model"), allow_custom_value=True,
+            elem_id="claims-model", info=say("common.model_hint"), scale=4, min_width=260,
         )  # fmt: skip
         known_texts = [(f"{known.title} ({known.name})", known.name) for known in texts(host)]
         text = gr.Dropdown(
-            known_texts, value=Calibration().text, label="Text", allow_custom_value=True,
-            info="Calibration and evaluation; or file:PATH", scale=4, min_width=260, elem_id="claims-text",
+            known_texts, value=Calibration().text, label=say("common.text"), allow_custom_value=True,
+            info=say("papers.text_hint"), scale=4, min_width=260, elem_id="claims-text",
         )  # fmt: skip
         efforts = [(_effort(name, sections[1]), name) for name, sections in EFFORTS.items()]
         effort = gr.Dropdown(
-            efforts, value="quick", label="Effort", scale=3, min_width=260, elem_id="claims-effort",
-            info="More windows and calibration, less noise",
+            efforts, value="quick", label=say("papers.effort"), scale=3, min_width=260,
+            elem_id="claims-effort", info=say("papers.effort_hint"),
         )  # fmt: skip
     shown = panel("claims")
     here = address("address")
@@ -160,12 +160,9 @@ def _settled(values: Sequence[Any]) -> tuple[str, str, str]:
 
 
 def _effort(name: str, evaluation: Mapping[str, Any]) -> str:
-    return f"{name.capitalize()}: {evaluation['windows']} windows of {evaluation['length']} tokens"
+    return say(
+        "papers.effort_of", name=_EFFORTS[name], windows=evaluation["windows"], length=evaluation["length"]
+    )
 
 
-_LEAD = (
-    '<p class="lead">What each paper claims, as a comparison of two runs that you can make here. Both are '
-    "scored on the same windows, so the verdict is about the differences window by window: a claim holds "
-    "when they are beyond two standard errors, at no more packed bytes. One that fails here may still "
-    "hold on larger models.</p>"
-)
+_LEAD = f'<p class="lead">{say("papers.lead")}</p>'
