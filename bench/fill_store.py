@@ -33,9 +33,15 @@ def fill(database: Database, number: int, seed: int = 0) -> None:
     """Add `number` runs with all that a real run leaves: numbers, windows, layers (on every tenth), logs."""
     rng = random.Random(seed)
     for index in range(number):
-        bits, method = rng.choice((2, 3, 4, 8)), rng.choice(("rtn", "gptq", "wanda 2:4", "sparsegpt 50%"))
-        chain = f"{method} → {bits}-bit g{rng.choice((32, 64, 192))}"
-        recipe = {"model": "smollm2-135m-instruct", "stages": [], "note": f"{SOURCE} {index}"}
+        bits, method, group = rng.choice((2, 3, 4, 8)), rng.choice(("rtn", "gptq")), rng.choice((32, 64, 192))
+        chain = f"{method} {bits}-bit g{group}"
+        params = {"bits": bits, "group_size": group, "damping": round(rng.random(), 3)}
+        stages = [{"method": f"quantize.{method}", "params": params}]
+        if rng.random() < 0.5:
+            sparsity = round(rng.random(), 2)
+            stages = [{"method": "prune.wanda", "params": {"sparsity": sparsity}}, *stages]
+            chain = f"wanda {sparsity} → {chain}"
+        recipe = {"model": "smollm2-135m-instruct", "stages": stages, "note": f"{SOURCE} {index}"}
         digest = hashlib.sha256(f"{seed} {index}".encode()).hexdigest()
         run_id, ticket, _ = runs.create_run(
             database,

@@ -4,6 +4,7 @@ plot resolves in the browser, so that a figure follows the light or dark page it
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -101,11 +102,24 @@ def family_colours(names: Iterable[str]) -> dict[str, str]:
 
 def lead(chain: str, kinds: Mapping[str, str]) -> str:
     """The method that gives a chain such as `wanda 2:4 → gptq 3-bit g64` its colour; `other` if unknown."""
+    return leads([chain], kinds)[0]
+
+
+def leads(chains: Iterable[str], kinds: Mapping[str, str]) -> list[str]:
+    """What `lead` says of each of many chains."""
+    known = frozenset(kinds.items())
+    return [_lead(chain, known) for chain in chains]
+
+
+# Thousands of chains are asked about at every change of a filter.
+@lru_cache(maxsize=50_000)
+def _lead(chain: str, kinds: frozenset[tuple[str, str]]) -> str:
+    kind_of = dict(kinds)
     names = [words.split(" ", 1)[0] for words in chain.split(" → ")]
-    known = [name for name in names if name in kinds]
+    known = [name for name in names if name in kind_of]
     for kind in _LEADS:
         for name in known:
-            if kinds[name] == kind:
+            if kind_of[name] == kind:
                 return name
     return known[0] if known else "other"
 
@@ -125,6 +139,7 @@ def front(x: Sequence[float], y: Sequence[float], higher_is_better: bool = False
     return kept
 
 
+@lru_cache(maxsize=50_000)
 def short(chain: str, most: int = 90) -> str:
     """A chain as markup that fits a hover."""
     return escape(chain if len(chain) <= most else chain[: most - 1] + "…")

@@ -39,12 +39,13 @@ def parameter(points: pd.DataFrame, name: str) -> pd.Series:
 
 def parameter_names(points: pd.DataFrame) -> list[str]:
     """Parameters that these runs differ in."""
-    seen: dict[str, set[str]] = {}
+    seen: dict[str, Any] = {}
+    several: set[str] = set()
     for recipe in points["recipe"]:
         for name, value in _read(recipe).items():
-            if "." not in name:
-                seen.setdefault(name, set()).add(json.dumps(value))
-    return sorted(name for name, values in seen.items() if len(values) > 1)
+            if name not in several and seen.setdefault(name, value) != value:
+                several.add(name)
+    return sorted(name for name in several if "." not in name)
 
 
 def kept(points: pd.DataFrame, words: str) -> pd.Series:

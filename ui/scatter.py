@@ -18,6 +18,9 @@ Dominated = Literal["dim", "show", "hide"]
 COLOURS = ("method", "family", "model", "user", "sweep")
 # Beyond this many points error bars are a hatching, not information.
 _MOST_ERROR_BARS = 400
+# Beyond this many points the browser draws them on its graphics card, and a hover tells the numbers of the
+# plot alone: the rest is on the run's card.
+_CROWD = 2000
 # More values than this of a parameter are told by a scale, not one by one.
 _MOST_GROUPS = 10
 # Okabe and Ito's colours, darkened or lightened to read on both pages; apart for every colour blindness.
@@ -71,7 +74,9 @@ def scatter(
     # What is bright comes first, for the legend shows the first point of each colour.
     runs = runs.loc[faint.sort_values(kind="stable").index]
     for name, colour, own in _coloured(runs, kinds, look):
-        traces.append(_markers(own, name, colour, len(runs), symbols[own.index], faint[own.index], told))
+        traces.append(
+            _markers(own, name, colour, len(runs), symbols[own.index], faint[own.index], told, (x, y))
+        )
     broken = table[table["broken"].notna() & (table["chain"] != DENSE)]
     if look.broken and len(broken):
         traces.append(_crosses(broken, table[table["broken"].isna()], y, told))
@@ -91,8 +96,11 @@ def scatter(
 
 
 def _placed(points: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
-    columns = dict.fromkeys([x.metric, y.metric, f"{y.metric}.stderr"])
-    table = points.reindex(columns=[*points.columns, *(name for name in columns if name not in points)])
+    hovered = [metric for _, metric in _HOVER_LINES] + list(_SIZES)
+    named = [*_DESCRIBED, *hovered, *(f"{metric}.stderr" for metric in hovered)]
+    named = [name for name in named if name in points]
+    # Few columns: every choice of rows copies all of them.
+    table = points.reindex(columns=list(dict.fromkeys([*named, x.metric, y.metric, f"{y.metric}.stderr"])))
     table = table.assign(
         _x=table[x.metric].astype(float) / x.scale,
         _y=table[y.metric].astype(float) / y.scale,
@@ -123,11 +131,12 @@ def _coloured(
 ) -> list[tuple[str, str | tuple[list[float], str], pd.DataFrame]]:
     """(name, colour or numbers for a scale, its runs) of each group of points."""
     if look.colour == "method":
-        values = runs["chain"].map(lambda chain: charts.lead(chain, kinds))
+        values = pd.Series(charts.leads(runs["chain"], kinds), index=runs.index, dtype=object)
         palette = charts.colours(kinds)
         named = {name: palette.get(name, charts.OTHER[0]) for name in values.unique()}
     elif look.colour == "family":
-        values = runs["chain"].map(lambda chain: kinds.get(charts.lead(chain, kinds), "other"))
+        families = [kinds.get(name, "other") for name in charts.leads(runs["chain"], kinds)]
+        values = pd.Series(families, index=runs.index, dtype=object)
         named = charts.family_colours(values.unique())
     else:
         column = {"sweep": "sweep_id"}.get(look.colour, look.colour)
@@ -162,7 +171,7 @@ def _symbols(runs: pd.DataFrame, kinds: Mapping[str, str], look: Look, groups: S
         numbers = [chain.count(" → ") for chain in runs["chain"]]
     elif look.symbol == "kind":
         order = sorted(set(kinds.values()))
-        numbers = [order.index(kinds.get(charts.lead(chain, kinds), order[0])) for chain in runs["chain"]]
+        numbers = [order.index(kinds.get(name, order[0])) for name in charts.leads(runs["chain"], kinds)]
     else:
         numbers = [0] * len(runs)
     shapes = charts.SYMBOLS
@@ -177,7 +186,9 @@ def _markers(
     symbols: pd.Series,
     faint: pd.Series,
     told: pd.Series,
+    axes: tuple[Axis, Axis] | None = None,
 ) -> Figure:
+    crowded = axes is not None and crowd > _CROWD
     small = crowd > _MOST_ERROR_BARS
     bright = 0.72 if small else 0.92
     marker: Figure = {
@@ -194,10 +205,20 @@ def _markers(
             "colorbar": {"title": {"text": escape(title)}, "thickness": 10, "outlinewidth": 0, "len": 0.6},
         }  # fmt: skip
     trace: Figure = {
-        "type": "scatter", "mode": "markers", "name": escape(name),
-        "x": rounded(rows["_x"]), "y": rounded(rows["_y"]),
-        "customdata": _facts(rows, told), "hovertemplate": _HOVER, "marker": marker,
+        "type": "scattergl" if crowded else "scatter", "mode": "markers", "name": escape(name),
+        "x": rounded(rows["_x"]), "y": rounded(rows["_y"]), "marker": marker,
     }  # fmt: skip
+    if axes is not None and crowded:
+        trace["customdata"] = [
+            [run, short(chain, 60), _STANDINGS[place]]
+            for run, chain, place in zip(rows["id"], rows["chain"], told[rows.index], strict=True)
+        ]
+        trace["hovertemplate"] = (
+            f"<b>%{{customdata[1]}}</b><br>{axes[1].title}  %{{y:.4g}}<br>{axes[0].title}  %{{x:.4g}}<br>"
+            "%{customdata[2]}<extra></extra>"
+        )
+    else:
+        trace |= {"customdata": _facts(rows, told), "hovertemplate": _HOVER}
     if not small and isinstance(colour, str):
         # A bar as strong as a dimmed point's would outshine the point.
         errors = [
@@ -262,6 +283,10 @@ _HOVER = (
     + "Packed %{customdata[6]}, file %{customdata[7]}, peak %{customdata[8]}<br>"
     "%{customdata[9]} bits per weight<br>%{customdata[10]}<extra></extra>"
 )
+_SIZES = ("size.packed", "size.file", "memory.peak", "size.bits_per_weight")
+_DESCRIBED = (
+    *("id", "chain", "model", "protocol", "text", "broken", "finished", "recipe", "user", "sweep_id"),
+)
 _STANDINGS = {FRONT: "on the front", WITHIN: "within noise of the front", DOMINATED: "dominated"}
 
 
@@ -272,7 +297,7 @@ def _facts(rows: pd.DataFrame, told: pd.Series) -> list[list[str]]:
         values = rows[metric] if metric in rows else [None] * len(rows)
         errors = rows[f"{metric}.stderr"] if f"{metric}.stderr" in rows else [None] * len(rows)
         cells.append([with_error(metric, *pair) for pair in zip(values, errors, strict=True)])
-    for metric in ("size.packed", "size.file", "memory.peak"):
+    for metric in _SIZES[:3]:
         cells.append([byte_size(value) for value in rows.get(metric, [None] * len(rows))])
     bits = rows.get("size.bits_per_weight", [None] * len(rows))
     cells.append([significant(value, 3) for value in bits])
