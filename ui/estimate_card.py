@@ -11,6 +11,7 @@ from backend.recipe import Recipe
 from backend.text import same_text
 from ui.panel import figures, table
 from ui.quantities import byte_size, duration
+from ui.texts import say
 
 # A sweep's card adds up so many estimates; a larger one is scaled from them.
 _MOST_ESTIMATES = 12
@@ -24,27 +25,26 @@ def plan(recipes: Sequence[Recipe], host: Host, history: pd.DataFrame) -> str:
     warning = ""
     first = recipes[0]
     if any(same_text(recipe.calibration.text, recipe.evaluation.text) for recipe in recipes) and first.stages:
-        warning = (
-            '<p class="warn-ink">Calibration and evaluation read the same file: the numbers will flatter.</p>'
-        )
+        warning = f'<p class="warn-ink">{say("compress.same_file")}</p>'
     return f'<div class="panel" id="estimate-card">{body}{warning}</div>'
 
 
 def _one(told: Estimate) -> str:
     parts = [
-        ("Linears", byte_size(told.linears_bytes)),
-        ("Embeddings", byte_size(told.embeddings_bytes)),
-        ("Norms, biases", byte_size(told.rest_bytes)),
-        ("Dense model, to compare", byte_size(told.dense_bytes)),
+        (say("compress.linears"), byte_size(told.linears_bytes)),
+        (say("compress.embeddings"), byte_size(told.embeddings_bytes)),
+        (say("compress.norms_biases"), byte_size(told.rest_bytes)),
+        (say("compress.dense_model_to_compare"), byte_size(told.dense_bytes)),
     ]
     numbers = {
-        "packed": byte_size(told.packed_bytes),
-        "of dense": f"{100 * told.packed_bytes / told.dense_bytes:.1f} %",
-        "time, about": duration(told.seconds),
-        "peak memory, about": byte_size(told.peak_bytes),
+        say("compress.packed"): byte_size(told.packed_bytes),
+        say("compress.of_dense"): f"{100 * told.packed_bytes / told.dense_bytes:.1f} %",
+        say("compress.time_about"): duration(told.seconds),
+        say("compress.peak_memory_about"): byte_size(told.peak_bytes),
     }
+    head = (say("metric.packed"), "")
     return (
-        f"<h3>Before the run</h3>{figures(numbers)}{table(('Packed size', ''), parts)}"
+        f"<h3>{say('compress.before_the_run')}</h3>{figures(numbers)}{table(head, parts)}"
         f'<p class="note">{escape(told.formula)}</p><p class="note">{_trust(told)}</p>'
     )
 
@@ -53,24 +53,28 @@ def _many(looked: Sequence[Recipe], estimates: Sequence[Estimate], count: int) -
     sizes = [told.packed_bytes for told in estimates]
     seconds = sum(told.seconds for told in estimates) * count / len(estimates)
     numbers = {
-        "runs": str(count),
-        "packed": f"{byte_size(min(sizes))} to {byte_size(max(sizes))}",
-        "time, about": duration(seconds),
-        "peak memory, up to": byte_size(max(told.peak_bytes for told in estimates)),
+        say("compress.runs"): str(count),
+        say("compress.packed"): say(
+            "compress.from_to", least=byte_size(min(sizes)), most=byte_size(max(sizes))
+        ),
+        say("compress.time_about"): duration(seconds),
+        say("compress.peak_memory_up_to"): byte_size(max(told.peak_bytes for told in estimates)),
     }
     lines = [
         (escape(recipe.chain()), byte_size(told.packed_bytes), duration(told.seconds))
         for recipe, told in zip(looked, estimates, strict=True)
     ]
-    rest = f'<p class="note">and {count - len(looked)} more</p>' if count > len(looked) else ""
+    more = count - len(looked)
+    rest = f'<p class="note">{say("common.and_more", rest=more)}</p>' if more else ""
+    head = (say("common.run"), say("compress.packed"), say("compress.time"))
     return (
-        f"<h3>Before the sweep</h3>{figures(numbers)}{table(('Run', 'packed', 'time'), lines)}{rest}"
+        f"<h3>{say('compress.before_the_sweep')}</h3>{figures(numbers)}{table(head, lines)}{rest}"
         f'<p class="note">{_trust(estimates[0])}</p>'
     )
 
 
 def _trust(told: Estimate) -> str:
-    sizes = "Sizes are counted exactly. 1 MB is 10<sup>6</sup> bytes."
+    sizes = say("compress.sizes_are_exact")
     if told.seconds_error is None:
-        return f"{sizes} Time is a first guess until runs have finished on this machine."
-    return f"{sizes} For past runs here the time was off by {100 * told.seconds_error:.0f} % (median)."
+        return say("compress.time_is_a_guess", sizes=sizes)
+    return say("compress.time_was_off", sizes=sizes, error=100 * told.seconds_error)

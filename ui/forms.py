@@ -14,12 +14,13 @@ import gradio as gr
 from pydantic import BaseModel
 
 from backend.errors import UserError
+from ui.texts import say
 
 MOST_VALUES = 100
 _NUMBER = r"(-?(?:\d+(?:\.\d+)?|\.\d+)(?:e-?\d+)?)"
 _RANGE = re.compile(rf"{_NUMBER}\s*\.\.\s*{_NUMBER}(?:\s+step\s+{_NUMBER})?", re.IGNORECASE)
 # Names whose words alone do not say what they are.
-_LABELS = {"act_order": "Activation order", "group_size": "Group size"}
+_LABELS = {"act_order": say("compress.act_order"), "group_size": say("compress.group_size")}
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,14 @@ class Parameter:
         """The range in words."""
         low, high = self.low, self.high
         if low is not None and high is not None:
-            return f"{low:g} to {high:g}"
-        return f"{low:g} or more" if low is not None else f"{high:g} or less" if high is not None else ""
+            return say("compress.range", low=low, high=high)
+        return (
+            say("compress.at_least", low=low)
+            if low is not None
+            else say("compress.at_most", high=high)
+            if high is not None
+            else ""
+        )
 
 
 def parameters(model: type[BaseModel], without: Sequence[str] = ()) -> list[Parameter]:
@@ -105,10 +112,12 @@ def read(parameter: Parameter, value: Any, where: str = "") -> Any:
     name = f"{where}: {parameter.name}" if where else parameter.name
     text = str(value if value is not None else "").strip()
     if not text:
-        raise UserError(f"{name} is empty; allowed: {parameter.allowed or 'a number'}")
+        raise UserError(
+            say("compress.empty_field", name=name, allowed=parameter.allowed or say("compress.a_number"))
+        )
     values = [number for piece in text.split(",") for number in _numbers(piece.strip(), parameter, name)]
     if len(values) > MOST_VALUES:
-        raise UserError(f"{name} names {len(values)} values; allowed: at most {MOST_VALUES}")
+        raise UserError(say("compress.too_many_values", name=name, count=len(values), most=MOST_VALUES))
     return values[0] if len(values) == 1 else values
 
 
@@ -123,13 +132,9 @@ def _numbers(piece: str, parameter: Parameter, name: str) -> list[float | int]:
             first, last = Decimal(found[1]), Decimal(found[2])
             step = Decimal(found[3]) if found[3] else Decimal(1)
         except ArithmeticError:
-            raise UserError(
-                f"{name}: '{piece[:40]}' is not a range; write 2..4 or 0.3..0.7 step 0.1"
-            ) from None
+            raise UserError(say("compress.not_a_range", name=name, piece=piece[:40])) from None
         if step <= 0 or first > last or (last - first) / step > MOST_VALUES:
-            raise UserError(
-                f"{name}: '{piece[:40]}' is not a range of at most {MOST_VALUES} values; write 2..4"
-            )
+            raise UserError(say("compress.too_long_a_range", name=name, piece=piece[:40], most=MOST_VALUES))
         # Decimal steps: 0.3 + 0.1 must stay 0.4.
         count = int((last - first) / step) + 1
         return [_number(str(first + step * index), parameter, name) for index in range(count)]
@@ -142,8 +147,8 @@ def _number(text: str, parameter: Parameter, name: str) -> float | int:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        told = f"{parameter.allowed or 'a number'}; several as 2, 3 or 2..4"
-        raise UserError(f"{name}: '{text[:40]}' is not a number; allowed: {told}")
+        told = say("compress.several_values", allowed=parameter.allowed or say("compress.a_number"))
+        raise UserError(say("compress.not_a_number", name=name, text=text[:40], told=told))
     if parameter.kind == "integer" and value == int(value):
         return int(value)
     return value

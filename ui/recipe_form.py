@@ -9,6 +9,7 @@ from backend.recipe import Calibration, Evaluation, Recipe
 from backend.registry import discover
 from backend.sweep import parse_sweep
 from ui import forms
+from ui.texts import say
 
 MOST_STAGES = 5
 MOST_RUNS = 500
@@ -25,7 +26,9 @@ def staged(chain: Sequence[Mapping[str, Any]]) -> list[Template]:
     for number, stage in enumerate(chain[:MOST_STAGES]):
         method = discover().methods.get(str(stage.get("method")))
         if method is None:
-            raise UserError(f"stage {number + 1}: there is no method {str(stage.get('method'))[:60]!r}")
+            raise UserError(
+                say("compress.no_such_method", number=number + 1, method=str(stage.get("method"))[:60])
+            )
         given = stage.get("params", {})
         values = {
             field.name: forms.shown(field, given.get(field.name)) for field in forms.parameters(method.params)
@@ -44,7 +47,7 @@ def template_of(
     chain = []
     for number, stage in enumerate(stages, start=1):
         fields = forms.parameters(discover().methods[stage["method"]].params)
-        where = f"stage {number}, {stage['method']}"
+        where = say("compress.stage_name", number=number, method=stage["method"])
         params = {field.name: forms.read(field, stage["values"][field.name], where) for field in fields}
         if params.get("pattern", "free") != "free":
             # A pattern zeroes half by itself; what the idle field shows must not contradict it.
@@ -72,7 +75,7 @@ def recipes_of(template: Template | str) -> list[Recipe]:
     """All recipes that a template names; UserError on the first that is wrong, or when there are too many."""
     recipes = parse_sweep(template).expand()
     if len(recipes) > MOST_RUNS:
-        raise UserError(f"this sweep has {len(recipes)} runs; allowed from the page: at most {MOST_RUNS}")
+        raise UserError(say("compress.too_many_runs", count=len(recipes), most=MOST_RUNS))
     return recipes
 
 
@@ -80,9 +83,9 @@ def form_of(template: Mapping[str, Any]) -> tuple[str, list[Template], list[Any]
     """A recipe or sweep as (model, stages, calibration row, evaluation row) of the form."""
     chain = template.get("stages") or []
     if any(not isinstance(stage, Mapping) or not isinstance(stage.get("method"), str) for stage in chain):
-        raise UserError("recipe: the form holds one chain of methods; queue this JSON as it is instead")
+        raise UserError(say("compress.not_one_chain"))
     if len(chain) > MOST_STAGES:
-        raise UserError(f"recipe: it has {len(chain)} stages, the form holds {MOST_STAGES}; queue the JSON")
+        raise UserError(say("compress.too_long_for_the_form", count=len(chain), most=MOST_STAGES))
     first, second = template.get("calibration") or {}, template.get("evaluation") or {}
     calibration = [first.get("text", Calibration().text)]
     calibration += [forms.shown(field, first.get(field.name)) for field in CALIBRATION]
@@ -95,7 +98,7 @@ def form_of(template: Mapping[str, Any]) -> tuple[str, list[Template], list[Any]
 def added(stages: list[Template], method: str) -> list[Template]:
     """The stages with a new one of this method at the end."""
     if len(stages) >= MOST_STAGES:
-        raise UserError(f"a chain has at most {MOST_STAGES} stages")
+        raise UserError(say("compress.too_many_stages", most=MOST_STAGES))
     (stage,) = staged([{"method": method}])
     return [*stages, stage | {"key": 1 + max((other["key"] for other in stages), default=-1)}]
 

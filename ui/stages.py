@@ -10,22 +10,25 @@ from backend.registry import Method, discover
 from ui import forms
 from ui.panel import paper
 from ui.recipe_form import Template, edited, moved
+from ui.texts import say
 
 PRESETS: dict[str, list[Template]] = {
-    "4-bit rounding": [{"method": "quantize.rtn", "params": {"bits": 4}}],
-    "GPTQ, 2 to 4 bits": [{"method": "quantize.gptq", "params": {"bits": [2, 3, 4]}}],
-    "3 bits, group sizes": [{"method": "quantize.gptq", "params": {"bits": 3, "group_size": [32, 64, 192]}}],
-    "SparseGPT 2:4": [{"method": "prune.sparsegpt", "params": {"pattern": "2:4"}}],
-    "Wanda, 30 to 60 %": [{"method": "prune.wanda", "params": {"sparsity": [0.3, 0.4, 0.5, 0.6]}}],
-    "2:4 repaired by EoRA": [
+    say("compress.preset_rounding"): [{"method": "quantize.rtn", "params": {"bits": 4}}],
+    say("compress.preset_gptq"): [{"method": "quantize.gptq", "params": {"bits": [2, 3, 4]}}],
+    say("compress.preset_group_sizes"): [
+        {"method": "quantize.gptq", "params": {"bits": 3, "group_size": [32, 64, 192]}}
+    ],
+    say("compress.preset_sparsegpt"): [{"method": "prune.sparsegpt", "params": {"pattern": "2:4"}}],
+    say("compress.preset_wanda"): [{"method": "prune.wanda", "params": {"sparsity": [0.3, 0.4, 0.5, 0.6]}}],
+    say("compress.preset_pattern_repaired"): [
         {"method": "prune.wanda", "params": {"pattern": "2:4"}},
         {"method": "compensate.eora", "params": {"rank": [32, 64, 128]}},
     ],
-    "3 bits repaired by EoRA": [
+    say("compress.preset_bits_repaired"): [
         {"method": "quantize.gptq", "params": {"bits": 3}},
         {"method": "compensate.eora", "params": {"rank": 64}},
     ],
-    "Pruned, quantized, repaired": [
+    say("compress.preset_three_stages"): [
         {"method": "prune.sparsegpt", "params": {"pattern": "2:4"}},
         {"method": "quantize.gptq", "params": {"bits": 4}},
         {"method": "compensate.eora", "params": {"rank": 32}},
@@ -55,7 +58,7 @@ def method_menu(only: Sequence[str] = ()) -> str:
             for method in kinds[kind]
         )
         groups.append(f'<div class="chips"><span class="note">{escape(kind)}</span>{chips}</div>')
-    return f'<div class="menu"><p class="title">Add a stage</p>{"".join(groups)}</div>'
+    return f'<div class="menu"><p class="title">{say("compress.add_a_stage")}</p>{"".join(groups)}</div>'
 
 
 def preset_menu() -> str:
@@ -64,7 +67,7 @@ def preset_menu() -> str:
         f'<button type="button" class="act" data-send data-preset="{escape(name)}">{escape(name)}</button>'
         for name in PRESETS
     )
-    return f'<div class="chips"><span class="note">Start from</span>{chips}</div>'
+    return f'<div class="chips"><span class="note">{say("compress.start_from")}</span>{chips}</div>'
 
 
 def stage_card(
@@ -98,7 +101,7 @@ def stage_card(
                 for parameter in forms.parameters(method.params)
             ]
             only = gr.Textbox(
-                stage["only"], label="Only layers", info="A pattern over layer names; empty is all",
+                stage["only"], label=say("compress.only_layers"), info=say("compress.only_layers_hint"),
                 placeholder="*.mlp.*", max_lines=1, min_width=130, interactive=True, visible=everywhere,
             )  # fmt: skip
         for name, component in (*inputs, ("only", only)):

@@ -21,16 +21,17 @@ from ui.estimate_card import plan
 from ui.panel import banner, link, panel, table
 from ui.recipe_form import CALIBRATION, EVALUATION, Template, added, form_of, recipes_of, staged, template_of
 from ui.stages import PRESETS, method_menu, preset_menu, stage_card
+from ui.texts import many, say
 from ui.visitor import user_of
 
 # Past runs that a live estimate learns from: enough for a median, few enough to keep up with typing.
 _PAST_RUNS = 40
 _HINTS = {
-    "samples": "Blocks of calibration text",
-    "length": "Tokens of one block",
-    "windows": "Windows of evaluation text",
-    "seed": "Picks the blocks",
-    "order": "Inputs from the compressed prefix, linear by linear, or of the dense model",
+    "samples": say("compress.samples_hint"),
+    "length": say("compress.length_hint"),
+    "windows": say("compress.windows_hint"),
+    "seed": say("compress.seed_hint"),
+    "order": say("compress.order_hint"),
 }
 
 
@@ -44,25 +45,24 @@ def queued(jobs: Jobs, recipes: Sequence[Recipe], user: str) -> str:
     known = len(made) - fresh
     said = []
     if fresh:
-        said.append(f"{fresh} run{'' if fresh == 1 else 's'} queued.")
+        said.append(many("compress.queued_runs", fresh))
     if known:
-        said.append(
-            f"{known} {'was' if known == 1 else 'were'} asked for before and {'is' if known == 1 else 'are'} "
-            "not done twice."
-        )
+        said.append(many("compress.known_runs", known))
     lines = [
         (
             f'<a href="queue?{urlencode({"run": submitted.run_id})}" class="mono">{submitted.run_id}</a>',
             escape(recipe.chain()),
-            "queued" if submitted.created else "known",
+            say("common.queued") if submitted.created else say("compress.known"),
         )
         for submitted, recipe in list(zip(made, recipes, strict=True))[:12]
     ]
-    rest = f'<p class="note">and {len(made) - len(lines)} more</p>' if len(made) > len(lines) else ""
+    more = len(made) - len(lines)
+    rest = f'<p class="note">{say("common.and_more", rest=more)}</p>' if more else ""
     return (
         f'<div class="panel" id="queued-card"><h3>{" ".join(said)}</h3>'
-        f"{table(('Run', 'Chain', ''), lines, numeric_from=2)}{rest}"
-        f'<div class="acts">{link("Watch the queue", "queue")} {link("Explore", "./")}</div></div>'
+        f"{table((say('common.run'), say('compress.chain'), ''), lines, numeric_from=2)}{rest}"
+        f'<div class="acts">{link(say("compress.watch_the_queue"), "queue")} '
+        f"{link(say('common.explore'), './')}</div></div>"
     )
 
 
@@ -76,8 +76,9 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         with gr.Column(scale=5, min_width=320):
             cards = catalogue(host)
             model = gr.Dropdown(
-                [(f"{card.title} ({card.id})", card.id) for card in cards], value=cards[0].id, label="Model",
-                info="Or write a hub id, or a folder on the server", allow_custom_value=True, elem_id="model",
+                [(f"{card.title} ({card.id})", card.id) for card in cards], value=cards[0].id,
+                label=say("common.model"), info=say("common.model_hint"), allow_custom_value=True,
+                elem_id="model",
             )  # fmt: skip
             presets = panel("presets", preset_menu())
 
@@ -89,24 +90,28 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                     stage_card(number, len(current), stage, stages, shape, quiet)
 
             menu = panel("methods", method_menu())
-            with gr.Accordion("Calibration text", open=False, elem_id="calibration"):
+            with gr.Accordion(say("compress.calibration_text"), open=False, elem_id="calibration"):
                 calibration_text, *calibration = _text_fields(host, "calibration", CALIBRATION)
-            with gr.Accordion("Evaluation text and metrics", open=False, elem_id="evaluation"):
+            with gr.Accordion(say("compress.evaluation_text_and_metrics"), open=False, elem_id="evaluation"):
                 evaluation_text, *evaluation = _text_fields(host, "evaluation", EVALUATION)
                 metrics = gr.CheckboxGroup(
-                    list(discover().metrics), value=list(Evaluation().metrics), label="Metrics",
-                    info="Size and sanity are always measured", elem_id="metrics",
+                    list(discover().metrics), value=list(Evaluation().metrics), label=say("compress.metrics"),
+                    info=say("compress.size_and_sanity_are_always"), elem_id="metrics",
                 )  # fmt: skip
         with gr.Column(scale=3, min_width=320, elem_classes="sticky"):
             problem = panel("problem")
             card = panel("estimate")
-            queue = gr.Button("Queue this run", variant="primary", elem_id="queue-button")
+            queue = gr.Button(say("compress.queue_this_run"), variant="primary", elem_id="queue-button")
             outcome = panel("outcome")
-            with gr.Accordion("Recipe as JSON", open=False, elem_id="recipe-json"):
+            with gr.Accordion(say("compress.recipe_as_json"), open=False, elem_id="recipe-json"):
                 text = gr.Code(language="json", label="recipe.json", interactive=True, max_lines=28, lines=8)
                 with gr.Row():
-                    take = gr.Button("Load into the form", size="sm", min_width=90, elem_id="load-json")
-                    queue_text = gr.Button("Queue this JSON", size="sm", min_width=90, elem_id="queue-json")
+                    take = gr.Button(
+                        say("compress.load_into_the_form"), size="sm", min_width=90, elem_id="load-json"
+                    )
+                    queue_text = gr.Button(
+                        say("compress.queue_this_json"), size="sm", min_width=90, elem_id="queue-json"
+                    )
 
     fields = [model, stages, calibration_text, *calibration, evaluation_text, *evaluation, metrics]
     drawn = [problem, card, queue, text]
@@ -125,7 +130,9 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             built = template(values)
             recipes = recipes_of(built)
             count = len(recipes)
-            label = "Queue this run" if count == 1 else f"Queue {count} runs"
+            label = (
+                say("compress.queue_this_run") if count == 1 else say("compress.queue_several", count=count)
+            )
             written = json.dumps(built, indent=1, ensure_ascii=False)
         except UserError as error:
             return [*_refused(error), gr.skip()]
@@ -146,7 +153,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             if run := query.get("from"):
                 found = results.run(jobs.database, run[:12])
                 if found is None:
-                    raise UserError(f"there is no run {run[:12]!r} to start from")
+                    raise UserError(say("compress.no_run_to_start_from", run=run[:12]))
                 return [*fill(found["recipe"], version), ""]
             if given := query.get("recipe"):
                 recipes_of(given)
@@ -187,8 +194,8 @@ def _text_fields(host: Host, name: str, parameters: Sequence[forms.Parameter]) -
     known = [(f"{text.title} ({text.name})", text.name) for text in texts(host)]
     with gr.Row(equal_height=False):
         chosen = gr.Dropdown(
-            known, value=Calibration().text, label="Text", allow_custom_value=True, min_width=260,
-            info="Or file:PATH of a .txt or .jsonl on the server", elem_id=f"{name}-text",
+            known, value=Calibration().text, label=say("common.text"), allow_custom_value=True, min_width=260,
+            info=say("compress.text_hint"), elem_id=f"{name}-text",
         )  # fmt: skip
     with gr.Row(equal_height=False, elem_classes="fields"):
         fields = [
@@ -217,11 +224,12 @@ def _told(act: Callable[[], str]) -> str:
         return banner(escape(str(error)), "bad")
 
 
-_START: Template = {"model": CARDS[0].id, "stages": PRESETS["3 bits repaired by EoRA"]}
+_START: Template = {"model": CARDS[0].id, "stages": PRESETS[say("compress.preset_bits_repaired")]}
 _NO_STAGES = (
-    '<div class="panel empty"><h3>No stages</h3><p>As it stands this measures the dense model itself, '
-    "the reference of every plot. Add a stage to compress it.</p></div>"
+    f'<div class="panel empty"><h3>{say("compress.no_stages")}</h3>'
+    f"<p>{say('compress.no_stages_yet')}</p></div>"
 )
 _NOT_ESTIMATED = (
-    '<div class="panel"><h3>Before the run</h3><p class="note">Nothing to estimate yet.</p></div>'
+    f'<div class="panel"><h3>{say("compress.before_the_run")}</h3>'
+    f'<p class="note">{say("compress.no_estimate")}</p></div>'
 )

@@ -119,7 +119,7 @@ def waiting_table(waiting: Sequence[QueuedRun]) -> str:
             )
         )
     rest = len(waiting) - len(lines)
-    note = f'<p class="note">{say("queue.and_more", rest=rest)}</p>' if rest else ""
+    note = f'<p class="note">{say("common.and_more", rest=rest)}</p>' if rest else ""
     mine = button(say("queue.cancel_mine"), "cancel-mine", danger=True)
     head = top(f"<h3>{say('queue.count_queued', count=len(waiting))}</h3>", mine)
     return card(f"{head}{table((), lines, numeric_from=2)}{note}", "waiting")
