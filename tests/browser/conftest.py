@@ -30,7 +30,7 @@ _ARGUMENTS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 # What Gradio's client says when a page is left while it still listens for events.
-_LEAVING = ("AbortError", "Connection errored out", "Failed to fetch", "net::ERR_ABORTED")
+LEAVING = ("AbortError", "Connection errored out", "Failed to fetch", "net::ERR_ABORTED")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     """The app as a user starts it, page and worker, in a home of its own with a tiny model beside it."""
     folder = tmp_path_factory.mktemp("app")
     text = make_text(folder / "text.txt")
+    # Enough for what the Budget learns from.
+    long = make_text(folder / "long.txt", 60_000)
     model = trained(make_model(folder / "model"), text)
     # Wide and long enough for the settings of the papers' claims.
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "max_position_embeddings": 1024}
@@ -65,7 +67,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
             assert process.poll() is None, (folder / "printed.txt").read_text()
             assert time.monotonic() < deadline, f"not up in time: {(folder / 'printed.txt').read_text()}"
             time.sleep(0.25)
-        yield SimpleNamespace(address=address, model=str(model), wide=str(wide), text=f"file:{text}")
+        yield SimpleNamespace(
+            address=address, model=str(model), wide=str(wide), text=f"file:{text}", long=f"file:{long}"
+        )
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -101,7 +105,7 @@ def page(browser: Browser, served: SimpleNamespace) -> Iterator[Page]:
     opened.on("request", lambda asked: asked.url.startswith(local) or complaints.append(asked.url))
     yield opened
     context.close()
-    assert [told for told in complaints if not any(noise in told for noise in _LEAVING)] == []
+    assert [told for told in complaints if not any(noise in told for noise in LEAVING)] == []
 
 
 def trained(folder: Path, text: Path, length: int = 64) -> Path:
