@@ -12,6 +12,7 @@ from store.database import Database
 from ui.charts import DENSE
 from ui.pages.queue import worker_notice
 from ui.panel import badge, top
+from ui.texts import say
 
 _OVER = ("done", "failed", "cancelled")
 # A word with the space before it: so that taking all of them together gives the text again.
@@ -58,7 +59,7 @@ def lane(
     if reference is not None and text and (reference["text"] or "") and not writing:
         apart = divergence(text, answer["tokens"], reference["text"] or "", reference["tokens"])
         if apart is None:
-            told = badge("word for word the same", "good")
+            told = badge(say("common.word_for_word_the_same"), "good")
         elif reference["status"] == "done":
             start, length = apart
             length = min(length, len(text) - start)
@@ -68,13 +69,15 @@ def lane(
             )
             if words:
                 body = word_differences(text, reference["text"] or "")
-            told = badge(f"parts from {beside} at token {parts_at(answer, reference) + 1}", "warn")
+            told = badge(
+                say("compare.parts_at", beside=beside, token=parts_at(answer, reference) + 1), "warn"
+            )
     states = {
-        "queued": badge("waiting"),
-        "running": badge("writing", "info"),
-        "failed": badge("failed", "bad"),
+        "queued": badge(say("compare.waiting")),
+        "running": badge(say("compare.writing"), "info"),
+        "failed": badge(say("common.failed"), "bad"),
     }
-    state = states.get(status, badge("cancelled", "warn") if status == "cancelled" else told)
+    state = states.get(status, badge(say("common.cancelled"), "warn") if status == "cancelled" else told)
     failure = (
         f'<p class="bad-ink">{escape(str(answer["error"]).strip().splitlines()[-1])}</p>'
         if answer["error"]
@@ -145,5 +148,8 @@ def lanes(jobs: Jobs, group_id: str, words: bool = False) -> tuple[str, bool]:
         )
         for number, row in enumerate(rows)
     )
-    prompt = f'<p class="note">Prompt: <span class="mono">{escape(rows[0]["prompt"][:400])}</span></p>'
+    prompt = (
+        f'<p class="note">{say("compare.prompt_was")} '
+        f'<span class="mono">{escape(rows[0]["prompt"][:400])}</span></p>'
+    )
     return f'{notice}{prompt}<div class="lanes">{body}</div>', over

@@ -7,36 +7,37 @@ from typing import Any
 from ui.answers import parts_at
 from ui.charts import DENSE
 from ui.panel import badge, card, table
+from ui.texts import say
 
 _SHOWN = 90
 SETS: dict[str, tuple[str, ...]] = {
-    "Facts": (
+    say("compare.facts"): (
         "The capital of Australia is",
         "Water boils at a temperature of",
         "The largest planet of the solar system is",
         "The author of Romeo and Juliet is",
         "The chemical symbol of gold is",
     ),
-    "Arithmetic": (
+    say("compare.arithmetic"): (
         "12 + 30 =",
         "7 times 8 is",
         "Half of 50 is",
         "If I have 5 apples and eat 2, I have",
         "The next number in 2, 4, 8, 16 is",
     ),
-    "French": (
+    say("compare.french"): (
         "La capitale de l'Italie est",
         "Les quatre saisons de l'année sont",
         "Bonjour, je m'appelle Marie et",
         "Traduisez en anglais : le chat dort. Réponse :",
     ),
-    "Code": (
+    say("compare.code"): (
         "def is_prime(n):",
         "# Sort a list of numbers in Python\n",
         "for i in range(10):",
         "SELECT name FROM users WHERE",
     ),
-    "Instructions": (
+    say("compare.instructions"): (
         "Write one sentence about the sea.",
         "List three colors:",
         "Explain in one sentence what a bridge is for.",
@@ -70,10 +71,14 @@ def matrix(groups: Sequence[Sequence[Mapping[str, Any]]], names: Mapping[str, st
         reference = group[0] if group[0]["run_id"] is None else None
         cells = [_cell(row, reference if row is not group[0] else None, chosen) for row in group]
         lines.append([f'<span class="mono">{escape(group[0]["prompt"][:_SHOWN])}</span>', *cells])
-    told = f"{over} of {total} answers" if over < total else f"{total} answers"
+    told = (
+        say("compare.answers_so_far", over=over, total=total)
+        if over < total
+        else say("compare.answers", total=total)
+    )
     if over == total and first[0]["run_id"] is None and len(first) > 1:
         same = sum(_is_same(row, group[0]) for group in groups for row in group[1:])
-        told += f"; {same} of the {total - len(groups)} of compressed models are the same as dense's"
+        told += say("compare.same_answers", same=same, total=total - len(groups))
     return card(
         f'<p class="note" id="matrix-told">{told}.</p>{table(head, lines, numeric_from=99)}', "matrix"
     )
@@ -83,15 +88,15 @@ def _cell(row: Mapping[str, Any], reference: Mapping[str, Any] | None, chosen: s
     text = (row["text"] or "").strip()
     shown = escape(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
     if row["status"] in ("queued", "running"):
-        note = badge("waiting" if row["status"] == "queued" else "writing", "info")
+        note = badge(say("compare.waiting") if row["status"] == "queued" else say("compare.writing"), "info")
     elif row["status"] != "done":
         note = badge(row["status"], "bad" if row["status"] == "failed" else "warn")
     elif reference is None or reference["status"] != "done":
         note = ""
     elif _is_same(row, reference):
-        note = badge("same as dense", "good")
+        note = badge(say("compare.same_as_dense"), "good")
     else:
-        note = badge(f"from token {parts_at(row, reference) + 1}", "warn")
+        note = badge(say("compare.from_token", token=parts_at(row, reference) + 1), "warn")
     pressed = "true" if row["group_id"] == chosen else "false"
     return (
         f'<button type="button" class="cell" data-send data-action="cell" '

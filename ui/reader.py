@@ -11,6 +11,7 @@ import gradio as gr
 from ui.answers import lane
 from ui.panel import banner, button, card, table, top
 from ui.quantities import significant
+from ui.texts import say
 
 _SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 
@@ -32,16 +33,16 @@ def state_of(task: Mapping[str, Any]) -> str:
     """How far a reading is, as markup; "" when it is finished."""
     if task["status"] == "done":
         cut = task["result"].get("cut")
-        return f'<p class="note">Cut after {len(task["result"]["ids"])} tokens.</p>' if cut else ""
+        return f'<p class="note">{say("compare.cut", count=len(task["result"]["ids"]))}</p>' if cut else ""
     if task["status"] == "failed":
-        told = str(task["error"] or "").strip().splitlines() or ["unknown"]
-        return banner(f"The text could not be read: {escape(told[-1])}", "bad")
+        told = str(task["error"] or "").strip().splitlines() or [say("compare.unknown")]
+        return banner(say("compare.not_read", why=escape(told[-1])), "bad")
     if task["status"] == "cancelled":
-        return banner("The reading was stopped.")
+        return banner(say("compare.reading_stopped"))
     if task["status"] == "queued":
-        return banner("The text waits for the worker.", "quiet")
+        return banner(say("compare.reading_waits"), "quiet")
     done, total = task["done"] or 0, task["total"] or 1
-    return banner(f"Reading: model {min(done + 1, total)} of {total}.", "quiet")
+    return banner(say("compare.reading", done=min(done + 1, total), total=total), "quiet")
 
 
 def at_of(result: Mapping[str, Any], run: str, at: str) -> int | None:
@@ -56,9 +57,12 @@ def token_card(result: Mapping[str, Any], run: str, name: str, at: int) -> str:
     pieces, ids, dense = result["pieces"], result["ids"], result["dense"]
     before = "".join(pieces[str(token)] for token in ids[: at + 1])[-160:]
     token = ids[at + 1]
-    head = top(f"<h3>Token {at + 2}: {_piece(pieces[str(token)])}</h3>", button("Close", "close"))
-    told = f'<p class="note">After <span class="mono">{escape(before)}</span></p>'
-    columns = [("dense", dense)] + ([(name, result["runs"][run])] if run else [])
+    head = top(
+        f"<h3>{say('compare.token', place=at + 2, piece=_piece(pieces[str(token)]))}</h3>",
+        button(say("common.close"), "close"),
+    )
+    told = f'<p class="note">{say("compare.after")} <span class="mono">{escape(before)}</span></p>'
+    columns = [(say("common.dense"), dense)] + ([(name, result["runs"][run])] if run else [])
     rows = []
     for place in range(max(len(own["top"][at]) for _, own in columns)):
         line = [str(place + 1)]
@@ -66,11 +70,11 @@ def token_card(result: Mapping[str, Any], run: str, name: str, at: int) -> str:
             guess = own["top"][at][place : place + 1]
             line.append(f"{_piece(pieces[str(guess[0][0])])} {100 * guess[0][1]:.1f} %" if guess else "")
         rows.append(line)
-    losses = ["loss", *(significant(own["loss"][at], 3) for _, own in columns)]
+    losses = [say("compare.loss"), *(significant(own["loss"][at], 3) for _, own in columns)]
     way = ""
     if run and dense["top"][at]:
         first = _piece(pieces[str(dense["top"][at][0][0])])
-        way = f'<p class="acts">{button("Force the dense token here and continue", "force", run)} {first}</p>'
+        way = f'<p class="acts">{button(say("compare.force"), "force", run)} {first}</p>'
     return card(
         f"{head}{told}{table(['', *(title for title, _ in columns)], [*rows, losses])}{way}", "token-card"
     )
@@ -88,9 +92,14 @@ def forced(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], name: s
     free, after = rows
     begin = [token for token in after["settings"]["begin"]]
     token = _piece(result["pieces"].get(str(begin[-1]), ""))
-    title = f"<h3>{escape(name)}: from token {len(begin)} on</h3>"
-    sides = lane("by itself", free, None) + lane("with the dense token", after, free, "the other")
-    return card(f'{title}<p class="note">Forced: {token}</p><div class="lanes">{sides}</div>', "forced")
+    title = f"<h3>{say('compare.from_token_on', name=escape(name), token=len(begin))}</h3>"
+    sides = lane(say("compare.by_itself"), free, None) + lane(
+        say("compare.with_the_dense_token"), after, free, say("compare.the_other")
+    )
+    return card(
+        f'{title}<p class="note">{say("compare.forced", token=token)}</p><div class="lanes">{sides}</div>',
+        "forced",
+    )
 
 
 def begin_of(result: Mapping[str, Any], at: int) -> tuple[list[int], int]:

@@ -12,6 +12,7 @@ from store.database import Database
 from ui.charts import DENSE
 from ui.panel import card, table
 from ui.quantities import MISSING, TITLES, difference, is_number, measured
+from ui.texts import say
 
 Cell = tuple[float | None, bool | None]
 
@@ -43,7 +44,7 @@ def numbers(database: Database, runs: Sequence[Mapping[str, Any]]) -> str:
     like_first &= found["device"].isin({*own["device"], ""})
     found, foreign = found[like_first], found[~like_first & found["run_id"].isin(ids)]
     columns = ([dense_id] if dense_id else []) + ids
-    head = ["", *(["dense"] if dense_id else []), *(run["chain"] for run in runs)]
+    head = ["", *([say("common.dense")] if dense_id else []), *(run["chain"] for run in runs)]
     lines = []
     for metric, title in TITLES.items():
         cells = _cells(found, metric, columns)
@@ -58,18 +59,24 @@ def numbers(database: Database, runs: Sequence[Mapping[str, Any]]) -> str:
                 line.append(f'<span class="subtle">{told}</span>')
                 continue
             bold = ' class="best"' if value is not None and value == best and len(ids) > 1 else ""
-            against = [(difference(metric, value, cells[dense_id][0]), "dense")] if dense_id else []
+            against = (
+                [(difference(metric, value, cells[dense_id][0]), say("common.dense"))] if dense_id else []
+            )
             if column != ids[0]:
-                against.append((difference(metric, value, cells[ids[0]][0]), "first"))
-            notes = ", ".join(f"{text} to {name}" for text, name in against if text and text != "same")
+                against.append((difference(metric, value, cells[ids[0]][0]), say("compare.first")))
+            notes = ", ".join(
+                say("compare.difference_to", difference=text, name=name)
+                for text, name in against
+                if text and text != say("number.same")
+            )
             line.append(f'<span{bold}>{told}</span><br><span class="subtle">{notes}</span>')
         lines.append(line)
     if not lines:
         return ""
     note = ""
     if len(foreign):
-        note = '<p class="note">A dash: measured on another text, windows or device than the first run.</p>'
-    return card(f"<h3>Measured</h3>{table(head, lines)}{note}", "numbers")
+        note = f'<p class="note">{say("compare.dash")}</p>'
+    return card(f"<h3>{say('compare.measured')}</h3>{table(head, lines)}{note}", "numbers")
 
 
 def _cells(found: pd.DataFrame, metric: str, columns: Sequence[str]) -> dict[str, Cell]:
@@ -104,7 +111,9 @@ def recipe_differences(runs: Sequence[Mapping[str, Any]]) -> str:
     if not lines:
         return ""
     head = ["", *(run["chain"] for run in runs)]
-    return card(f"<h3>Where the recipes differ</h3>{table(head, lines)}", "recipe-differences")
+    return card(
+        f"<h3>{say('compare.where_the_recipes_differ')}</h3>{table(head, lines)}", "recipe-differences"
+    )
 
 
 def _leaves(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -17,37 +17,40 @@ from store.database import Database
 from ui.charts import Tasted, taste, taste_colour
 from ui.panel import banner, button, card, code, link, table, top
 from ui.quantities import MISSING, age, is_number, significant
+from ui.texts import many, say
 
 _VOTES = (
-    ("left", "A is better"),
-    ("right", "B is better"),
-    ("tie", "No difference"),
-    ("bad", "Both are bad"),
+    ("left", say("tasting.a_is_better")),
+    ("right", say("tasting.b_is_better")),
+    ("tie", say("tasting.no_difference")),
+    ("bad", say("tasting.both_are_bad")),
 )
 
 
 def ballot(tasting: Tasting, sitting: Sitting) -> str:
     """What a voter sees: nothing in it tells which answer is whose."""
-    head = top(f"<h3>{escape(tasting.title)}</h3>", button("Results so far", "results"))
+    head = top(f"<h3>{escape(tasting.title)}</h3>", button(say("tasting.results_so_far"), "results"))
     if not tasting.is_written:
         total = len(tasting.answers)
         return card(
-            f"{head}<p>The answers are being written: {tasting.written} of {total}. This page goes on by "
-            f"itself.</p>{_bar(tasting.written, total)}",
+            f"{head}<p>{say('tasting.answers_are_written', written=tasting.written, total=total)}</p>"
+            f"{_bar(tasting.written, total)}",
             "ballot",
         )
     if not sitting.total:
         return card(f"{head}<p>{_nothing(tasting)}</p>", "ballot")
     if sitting.asked is None:
-        thanks = "Thank you: that was all. Your votes are counted."
-        return card(f"{head}<p>{thanks}</p><p>{button('Show the results', 'results')}</p>", "ballot")
-    told = f'<p class="note">Pair {sitting.done + 1} of {sitting.total}. Which answer is better?</p>'
+        thanks = say("tasting.thanks")
+        return card(
+            f"{head}<p>{thanks}</p><p>{button(say('tasting.show_the_results'), 'results')}</p>", "ballot"
+        )
+    told = f'<p class="note">{say("tasting.pair", done=sitting.done + 1, total=sitting.total)}</p>'
     return card(f"{head}{told}{_bar(sitting.done, sitting.total)}{_pair(sitting.asked)}", "ballot", "tasting")
 
 
 def _pair(asked: Asked) -> str:
     sides = "".join(
-        f'<div class="lane"><h3>Answer {name}</h3>'
+        f'<div class="lane"><h3>{say("tasting.answer", name=name)}</h3>'
         f'<div class="text">{escape(answer["text"] or "")}</div></div>'
         for name, answer in (("A", asked.left), ("B", asked.right))
     )
@@ -58,16 +61,16 @@ def _pair(asked: Asked) -> str:
     )
     return (
         f'<p class="asked">{escape(asked.prompt)}</p><div class="lanes">{sides}</div>'
-        f'<div class="votes" role="group" aria-label="Your vote">{votes}</div>'
+        f'<div class="votes" role="group" aria-label="{say("tasting.your_vote")}">{votes}</div>'
     )
 
 
 def _nothing(tasting: Tasting) -> str:
     if tasting.failures:
-        return f"No answers could be written: {escape(tasting.failures[0])}."
+        return say("tasting.no_answers", why=escape(tasting.failures[0]))
     if not tasting.answers or all(answer["status"] != "done" for answer in tasting.answers.values()):
-        return "There are no answers: their runs were removed, or their writing was stopped."
-    return "All answers are word for word the same: there is no difference to taste."
+        return say("tasting.answers_are_gone")
+    return say("tasting.all_the_same")
 
 
 def _bar(done: int, total: int) -> str:
@@ -80,9 +83,9 @@ def invitation(url: str) -> str:
         scale=4, border=3, light="#ffffff", omitsize=True
     )
     return card(
-        "<h3>Invite others</h3><p>Everybody with this link votes, on a phone too, in an order of their own."
-        f'</p>{code(url, "invitation")}'
-        f'<div class="qr" role="img" aria-label="QR code of the link">{drawn}</div>',
+        f"<h3>{say('tasting.invite_others')}</h3><p>{say('tasting.invitation')}</p>"
+        f'{code(url, "invitation")}'
+        f'<div class="qr" role="img" aria-label="{say("tasting.qr_code")}">{drawn}</div>',
         "invite",
     )  # fmt: skip
 
@@ -131,19 +134,16 @@ def verdicts(database: Database, tasting: Tasting, found: Sequence[Standing]) ->
 
 def answer_to_the_question(rows: Sequence[Verdict], votes: int) -> str:
     """Where people start to notice, in a sentence."""
-    told = f"{votes} vote{'s' if votes != 1 else ''}"
+    told = many("tasting.votes", votes)
     noticed = [row for row in rows if row.kl is not None and row.standing.high < 0]
     if noticed:
         first = noticed[0]
         unnoticed = [row.kl for row in rows if row.kl is not None and row.kl < (first.kl or 0.0)]
-        beside = f", while {significant(max(unnoticed), 3)} still passes" if unnoticed else ""
-        return (
-            f"People start to notice at a KL of {significant(first.kl, 3)} ({first.name}){beside}: "
-            f"{told} so far."
-        )
+        beside = say("tasting.still_passes", kl=significant(max(unnoticed), 3)) if unnoticed else ""
+        return say("tasting.noticed", kl=significant(first.kl, 3), name=first.name, beside=beside, told=told)
     if any(row.standing.high < 0 for row in rows):
-        return f"People notice, but the KL of what they notice was not measured: {told}."
-    return f"Not yet: {told}, and no model stands below dense beyond chance."
+        return say("tasting.noticed_without_kl", told=told)
+    return say("tasting.not_noticed", told=told)
 
 
 def outcome(tasting: Tasting, rows: Sequence[Verdict], votes: Sequence[Mapping[str, Any]]) -> str:
@@ -152,7 +152,7 @@ def outcome(tasting: Tasting, rows: Sequence[Verdict], votes: Sequence[Mapping[s
     cast = [vote for vote in votes if vote["choice"] != "same"]
     bad = sum(vote["choice"] == "bad" for vote in votes)
     same = len(votes) - len(cast)
-    head = top(f"<h3>{escape(tasting.title)}</h3>", button("Back to the vote", "ballot"))
+    head = top(f"<h3>{escape(tasting.title)}</h3>", button(say("tasting.back_to_the_vote"), "ballot"))
     sentence = f'<p class="verdict" id="verdict">{escape(answer_to_the_question(rows, len(cast)))}</p>'
     lines = []
     for row in rows:
@@ -166,23 +166,28 @@ def outcome(tasting: Tasting, rows: Sequence[Verdict], votes: Sequence[Mapping[s
                 named,
                 significant(row.kl, 3),
                 f"{standing.strength:+.2f} "
-                f'<span class="subtle">{standing.low:+.2f} to {standing.high:+.2f}</span>',
+                '<span class="subtle">'
+                f"{say('tasting.from_to', low=standing.low, high=standing.high)}</span>",
                 _chance(standing.strength),
                 f"{standing.won} / {standing.tied} / {standing.lost}",
                 str(standing.bad),
             ]
         )
-    head_row = ("", "KL", "Score, 95 % interval", "Preferred to dense", "Won / tied / lost", "Both bad")
+    head_row = (
+        "",
+        say("tasting.kl"),
+        say("tasting.score"),
+        say("tasting.preferred_to_dense"),
+        say("tasting.won_tied_lost"),
+        say("tasting.both_bad"),
+    )
     gone = sum(run is not None for run in tasting.runs) - len(rows)
     notes = [
-        f"{people} {'person' if people == 1 else 'people'}, {len(cast)} votes; in {bad} of them both answers "
-        f"were bad, which does not say which is better. Equal answers are not shown: {same} count as ties.",
-        "Bradley-Terry scores in log odds against dense, ties as half a win each. Each model also has one "
-        "imaginary tie, so that one which always lost keeps a finite score. Intervals are the wider of a "
-        f"bootstrap (of votes; of people from {FEW_VOTERS} on) and the curvature of the likelihood.",
+        many("tasting.voters", people, votes=len(cast), bad=bad, same=same),
+        say("tasting.method", people=FEW_VOTERS),
     ]
     if gone:
-        notes.append(f"{gone} of the runs that were tasted {'is' if gone == 1 else 'are'} removed since.")
+        notes.append(many("tasting.removed", gone))
     told = "".join(f'<p class="note">{note}</p>' for note in notes)
     return card(f"{head}{sentence}{table(head_row, lines)}{told}", "outcome-card")
 
@@ -196,7 +201,7 @@ def figure(rows: Sequence[Verdict]) -> str | None:
     placed = [
         Tasted(
             row.name, row.kl, row.kl_error, row.standing.strength, row.standing.low, row.standing.high,
-            f"KL {significant(row.kl, 3)}, preferred to dense in {_chance(row.standing.strength)} of pairs",
+            say("tasting.hover", kl=significant(row.kl, 3), chance=_chance(row.standing.strength)),
         )
         for row in rows if row.kl is not None
     ]  # fmt: skip
@@ -211,14 +216,20 @@ def listed(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             f'<a href="?{urlencode({"id": row["id"]})}">{escape(row["title"])}</a>',
             age(row["created"]),
-            f"{row['voters']} people, {row['votes']} votes" if row["votes"] else MISSING,
-            link("Results", "?" + urlencode({"id": row["id"], "results": 1})),
+            say("tasting.people_and_votes", people=row["voters"], votes=row["votes"])
+            if row["votes"]
+            else MISSING,
+            link(say("tasting.results"), "?" + urlencode({"id": row["id"], "results": 1})),
         ]
         for row in rows
     ]
-    return card(f"<h3>Tastings</h3>{table(('', 'made', 'votes', ''), lines)}", "tastings")
+    return card(
+        f"<h3>{say('tasting.tastings')}</h3>"
+        f"{table(('', say('tasting.made'), say('tasting.votes_column'), ''), lines)}",
+        "tastings",
+    )
 
 
 def unknown(tasting_id: str) -> str:
     """What stands where there is no such tasting."""
-    return banner(f"There is no tasting {escape(repr(tasting_id[:12]))}; make one below.", "bad")
+    return banner(say("tasting.no_such_tasting", tasting_id=escape(repr(tasting_id[:12]))), "bad")

@@ -17,6 +17,7 @@ from ui.charts import DENSE
 from ui.pages import prompt_set, reading
 from ui.panel import address, banner, card, link, panel
 from ui.side_by_side import numbers, recipe_differences
+from ui.texts import say
 from ui.visitor import user_of
 
 MOST_RUNS = 4
@@ -48,18 +49,16 @@ def choices(database: Database, selected: Sequence[str]) -> list[tuple[str, str]
 def chosen_runs(database: Database, wanted: Sequence[str]) -> list[dict[str, Any]]:
     """The runs with these ids, in their order; UserError when one is unknown or of another model."""
     if len(wanted) > MOST_RUNS:
-        raise UserError(f"{len(wanted)} runs are chosen; compare at most {MOST_RUNS}")
+        raise UserError(say("compare.too_many_runs", count=len(wanted), most=MOST_RUNS))
     found = []
     for run_id in dict.fromkeys(wanted):
         run = results.run(database, run_id)
         if run is None:
-            raise UserError(f"there is no run {run_id[:12]!r}")
+            raise UserError(say("compare.no_such_run", run_id=run_id[:12]))
         found.append(run)
     models = sorted({run["model"] for run in found})
     if len(models) > 1:
-        raise UserError(
-            f"these runs are of different models ({', '.join(models)}); compare runs of one model"
-        )
+        raise UserError(say("compare.several_models", models=", ".join(models)))
     return found
 
 
@@ -77,7 +76,7 @@ def asked_of(
     """(model, the runs to ask, settings); None among the runs is the dense model, and comes first."""
     runs = chosen_runs(database, ids or [])
     if not runs:
-        raise UserError("choose at least one run to compare with the dense model")
+        raise UserError(say("compare.choose_a_run"))
     wanted: list[str | None] = [None] if with_dense else []
     return runs[0]["model"], [*wanted, *(run["id"] for run in runs)], settings_of(*sampling)
 
@@ -89,49 +88,78 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             picked = gr.Dropdown(
-                [], multiselect=True, max_choices=MOST_RUNS, label="Runs", info="Up to four, of one model",
-                elem_id="pick-runs",
+                [], multiselect=True, max_choices=MOST_RUNS, label=say("common.runs"),
+                info=say("compare.runs_hint"), elem_id="pick-runs",
             )  # fmt: skip
             with gr.Row():
                 dense = gr.Checkbox(
-                    True, label="With the dense model", info="First, as the reference", min_width=160
+                    True,
+                    label=say("compare.with_the_dense_model"),
+                    info=say("compare.dense_hint"),
+                    min_width=160,
                 )
-                chat = gr.Checkbox(
-                    label="As a chat message", info="Inside the model's own template", min_width=160
-                )
+                chat = gr.Checkbox(label=say("compare.chat"), info=say("common.chat_hint"), min_width=160)
                 words = gr.Checkbox(
-                    label="Mark words", info="Put in and left out against dense", min_width=160,
+                    label=say("compare.mark_words"), info=say("compare.mark_words_hint"), min_width=160,
                     elem_id="mark-words",
                 )  # fmt: skip
         with gr.Column(scale=3, min_width=320, elem_id="sampling"):
             with gr.Row():
                 temperature = gr.Slider(
-                    0, 2, 0, step=0.05, label="Temperature", info="0 is greedy", min_width=140
+                    0,
+                    2,
+                    0,
+                    step=0.05,
+                    label=say("common.temperature"),
+                    info=say("common.temperature_hint"),
+                    min_width=140,
                 )
                 top_p = gr.Slider(
-                    0.05, 1, 1, step=0.05, label="Top p", info="Only with a temperature", min_width=140
+                    0.05,
+                    1,
+                    1,
+                    step=0.05,
+                    label=say("compare.top_p"),
+                    info=say("compare.top_p_hint"),
+                    min_width=140,
                 )
             with gr.Row():
-                most = gr.Slider(8, 512, 96, step=8, label="New tokens", min_width=140, elem_id="max-tokens")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=140)
+                most = gr.Slider(
+                    8, 512, 96, step=8, label=say("common.new_tokens"), min_width=140, elem_id="max-tokens"
+                )
+                seed = gr.Number(0, label=say("compare.seed"), precision=0, minimum=0, min_width=140)
     sampling = [temperature, top_p, most, seed, chat]
     problem = panel("compare-problem")
     group = gr.State("")
     here = address("address")
     with gr.Tabs(elem_id="compare-tabs") as tabs:
-        with gr.Tab("Ask", id="one"):
+        with gr.Tab(say("compare.ask"), id="one"):
             prompt = gr.Textbox(
-                PROMPTS[0], label="Prompt", lines=3, max_lines=8, max_length=20_000, elem_id="prompt"
+                PROMPTS[0],
+                label=say("compare.prompt"),
+                lines=3,
+                max_lines=8,
+                max_length=20_000,
+                elem_id="prompt",
             )
             with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="generate", min_width=160, scale=0)
-                stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=100, scale=0)
-            gr.Examples([[text] for text in PROMPTS], [prompt], label="Examples", api_visibility="private")
+                start = gr.Button(
+                    say("compare.generate"), variant="primary", elem_id="generate", min_width=160, scale=0
+                )
+                stop = gr.Button(
+                    say("common.stop"), interactive=False, elem_id="stop", min_width=100, scale=0
+                )
+            gr.Examples(
+                [[text] for text in PROMPTS],
+                [prompt],
+                label=say("compare.examples"),
+                api_visibility="private",
+            )
             written = panel("lanes")
-        with gr.Tab("Ask many", id="set"):
+        with gr.Tab(say("compare.ask_many"), id="set"):
             asked_here = partial(asked_of, database)
             prompt_set.build(page, jobs, asked_here, [picked, dense, *sampling], words, here)
-        with gr.Tab("Read", id="read"):
+        with gr.Tab(say("compare.read"), id="read"):
             runs_here = partial(chosen_runs, database)
             reading.build(page, jobs, runs_here, picked, sampling, settings_of, group, here)
     told = panel("compare-numbers")
@@ -156,7 +184,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         unknown = [run for run in ids if run not in usable]
         notice, table_ = below(usable)
         if unknown:
-            notice = banner(f"There is no finished run {escape(', '.join(unknown))}.", "bad")
+            notice = banner(say("compare.no_finished_run", runs=escape(", ".join(unknown))), "bad")
         tab = next((name for name in ("read", "set") if asked.get(name)), None)
         return [
             gr.update(choices=known, value=usable), notice, table_, text, group_id,
@@ -203,16 +231,14 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
 def _taste(runs: Sequence[Mapping[str, Any]]) -> str:
     ids = ",".join(run["id"] for run in runs)
     return card(
-        "<h3>Do people notice?</h3><p>Let them choose between the answers of these runs and the dense model, "
-        f"without knowing whose they are. {link('Blind tasting', f'tasting?runs={ids}')}</p>",
+        f"<h3>{say('compare.do_people_notice')}</h3>"
+        f"<p>{say('compare.to_tasting', link=link(say('compare.blind_tasting'), f'tasting?runs={ids}'))}</p>",
         "to-tasting",
     )
 
 
 _HOW = card(
-    "<h3>Choose runs to compare</h3><p>Pick up to four compressed models above, or open one on Explore and "
-    "follow its Compare link. All of them answer the same prompt beside the dense model; where an answer "
-    'leaves the dense one is marked, token by token.</p><p class="note">Their measurements and the '
-    "differences between their recipes appear here.</p>",
+    f"<h3>{say('compare.choose_runs_to_compare')}</h3>"
+    f'<p>{say("compare.how_to")}</p><p class="note">{say("compare.numbers_appear_here")}</p>',
     "how-to-compare",
 )

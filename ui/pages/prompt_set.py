@@ -12,11 +12,12 @@ from store import results
 from ui.answers import answers_of, is_over, lanes
 from ui.matrix import SETS, lines_of, matrix, text_of
 from ui.panel import banner, panel
+from ui.texts import say
 from ui.visitor import user_of
 
 # (request, runs, with dense, sampling) -> (model, the runs to ask, settings); UserError.
 Asked = Callable[..., tuple[str, list[str | None], dict[str, Any]]]
-_OWN = "Own"
+_OWN = say("compare.own")
 
 
 def parse(named: str) -> tuple[str, int]:
@@ -45,14 +46,17 @@ def build(
     first = next(iter(SETS))
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=220):
-            kind = gr.Radio([*SETS, _OWN], value=first, label="Questions about", elem_id="set-kind")
+            kind = gr.Radio(
+                [*SETS, _OWN], value=first, label=say("compare.questions_about"), elem_id="set-kind"
+            )
             with gr.Row():
-                start = gr.Button("Ask all", variant="primary", elem_id="ask-all", min_width=110)
-                stop = gr.Button("Stop", interactive=False, elem_id="stop-all", min_width=80)
+                start = gr.Button(say("compare.ask_all"), variant="primary", elem_id="ask-all", min_width=110)
+                stop = gr.Button(say("common.stop"), interactive=False, elem_id="stop-all", min_width=80)
         with gr.Column(scale=5, min_width=320):
             text = gr.Textbox(
-                text_of(SETS[first]), label="Questions", info=f"One a line, up to {MOST_PROMPTS}",
-                lines=5, max_lines=14, max_length=40_000, elem_id="questions",
+                text_of(SETS[first]), label=say("compare.questions"),
+                info=say("common.one_a_line", most=MOST_PROMPTS), lines=5, max_lines=14, max_length=40_000,
+                elem_id="questions",
             )  # fmt: skip
     problem = panel("set-problem")
     table = panel("set-table")
@@ -70,9 +74,7 @@ def build(
         told, over = shown(jobs, set_name)
         notice = ""
         if set_name and not told:
-            notice = banner(
-                "There are no answers to this set; its runs were removed, or it never was.", "bad"
-            )
+            notice = banner(say("compare.no_such_set"), "bad")
         return [
             notice,
             told,

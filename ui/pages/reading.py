@@ -13,6 +13,7 @@ from store import results
 from ui.answers import answers_of, is_over
 from ui.panel import banner, panel
 from ui.reader import at_of, begin_of, forced, payload, reader, state_of, token_card
+from ui.texts import say
 from ui.visitor import user_of
 
 _TEXT = (
@@ -26,7 +27,7 @@ def question(
     """The arguments of a reading; UserError for a text that cannot be one."""
     text = printable(text)
     if not text.strip() or len(text) > LONGEST_PROMPT:
-        raise UserError(f"the text has {len(text)} characters; write 1 to {LONGEST_PROMPT}")
+        raise UserError(say("compare.wrong_length", count=len(text), most=LONGEST_PROMPT))
     told: dict[str, Any] = {"text": text, "artifacts": [[run["id"], run["artifact"]] for run in runs]}
     return told | ({"answer": list(answer), "chat": chat} if answer else {})
 
@@ -37,7 +38,7 @@ def dense_answer(jobs: Jobs, group: str) -> tuple[str, list[int], bool]:
         if row["run_id"] is None and row["status"] == "done" and row["tokens"]:
             ids = [token for token, _ in row["tokens"]]
             return row["prompt"], ids, bool(row["settings"].get("chat"))
-    raise UserError("there is no answer of the dense model yet; let it write one under Ask")
+    raise UserError(say("compare.no_dense_answer"))
 
 
 def build(
@@ -49,13 +50,17 @@ def build(
     database = jobs.database
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     text = gr.Textbox(
-        _TEXT, label="Text", lines=4, max_lines=12, max_length=LONGEST_PROMPT, elem_id="text-to-read",
-        info="Every chosen model reads the same words; up to 1,024 tokens",
+        _TEXT, label=say("common.text"), lines=4, max_lines=12, max_length=LONGEST_PROMPT,
+        elem_id="text-to-read", info=say("compare.text_hint"),
     )  # fmt: skip
     with gr.Row():
-        start = gr.Button("Read this text", variant="primary", elem_id="read-text", min_width=200, scale=0)
-        own = gr.Button("Read the dense model's answer", elem_id="read-answer", min_width=330, scale=0)
-        stop = gr.Button("Stop", interactive=False, elem_id="stop-reading", min_width=100, scale=0)
+        start = gr.Button(
+            say("compare.read_this_text"), variant="primary", elem_id="read-text", min_width=200, scale=0
+        )
+        own = gr.Button(say("compare.read_dense_answer"), elem_id="read-answer", min_width=330, scale=0)
+        stop = gr.Button(
+            say("common.stop"), interactive=False, elem_id="stop-reading", min_width=100, scale=0
+        )
     state = panel("read-state")
     tokens = reader("reader")
     told = panel("token")
@@ -70,7 +75,7 @@ def build(
         """[state, reader, timer, stop] of a reading."""
         row = results.task(database, task) if task else None
         if row is None or row["kind"] != "read":
-            notice = banner("There is no such reading.", "bad") if task else ""
+            notice = banner(say("compare.no_such_reading"), "bad") if task else ""
             return [notice, None, gr.update(active=False), gr.update(interactive=False)]
         busy = row["status"] in ("queued", "running")
         value = None
@@ -86,9 +91,9 @@ def build(
             user = user_of(request, jobs.host)
             runs = chosen_runs(ids)
             if not runs:
-                raise UserError("choose at least one run to read beside the dense model")
+                raise UserError(say("compare.choose_a_run_to_read"))
             if missing := [run["id"] for run in runs if not run["artifact"]]:
-                raise UserError(f"run {missing[0]} has no artifact yet; wait until it is compressed")
+                raise UserError(say("compare.no_artifact", run=missing[0]))
             given, answer, chat = what()
             task = jobs.ask("read", runs[0]["model"], question(given, runs, answer, chat), user)
         except UserError as error:

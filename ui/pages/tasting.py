@@ -18,6 +18,7 @@ from ui.pages.compare import choices
 from ui.pages.queue import worker_notice
 from ui.panel import address, banner, panel
 from ui.plot import plot
+from ui.texts import say
 from ui.visitor import user_of
 
 PROMPTS = (
@@ -56,27 +57,32 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 picked = gr.Dropdown(
-                    [], multiselect=True, max_choices=MOST_RUNS, label="Runs",
-                    info="Up to four, of one model; the dense model takes part too", elem_id="taste-runs",
+                    [], multiselect=True, max_choices=MOST_RUNS, label=say("common.runs"),
+                    info=say("tasting.runs_hint"), elem_id="taste-runs",
                 )  # fmt: skip
                 prompts = gr.Textbox(
-                    "\n".join(PROMPTS), label="Prompts", info=f"One a line, up to {MOST_PROMPTS}",
-                    lines=8, max_lines=20, max_length=40_000, elem_id="taste-prompts",
+                    "\n".join(PROMPTS), label=say("tasting.prompts"),
+                    info=say("common.one_a_line", most=MOST_PROMPTS), lines=8, max_lines=20,
+                    max_length=40_000, elem_id="taste-prompts",
                 )  # fmt: skip
             with gr.Column(scale=3, min_width=320):
-                title = gr.Textbox("", label="Title", placeholder="What the voters read", max_length=120)
-                most = gr.Slider(16, 256, 80, step=8, label="New tokens")
-                temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 is greedy")
+                title = gr.Textbox(
+                    "", label=say("tasting.title"), placeholder=say("tasting.title_hint"), max_length=120
+                )
+                most = gr.Slider(16, 256, 80, step=8, label=say("common.new_tokens"))
+                temperature = gr.Slider(
+                    0, 2, 0, step=0.05, label=say("common.temperature"), info=say("common.temperature_hint")
+                )
                 chat = gr.Checkbox(
                     True,
-                    label="As chat messages",
-                    info="Inside the model's own template",
+                    label=say("tasting.chat"),
+                    info=say("common.chat_hint"),
                     elem_id="taste-chat",
                 )
-                make = gr.Button("Make the tasting", variant="primary", elem_id="make-tasting")
+                make = gr.Button(say("tasting.make"), variant="primary", elem_id="make-tasting")
         listed = panel("taste-list")
     body = panel("taste-body")
-    drawn = plot("taste-plot", "Score against the KL divergence from dense")
+    drawn = plot("taste-plot", say("tasting.plot"))
     invite = panel("taste-invite")
     here = address("address")
     href = gr.Textbox("", visible="hidden", elem_id="taste-href")
@@ -164,9 +170,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             if event.action == "vote":
                 tasting = tastings.get(tasting_id)
                 if not voter:
-                    raise UserError(
-                        "your browser keeps no data of this page; allow it, so that you vote once"
-                    )
+                    raise UserError(say("tasting.no_data_kept"))
                 if tasting is not None:
                     tastings.vote(tasting, voter, str(event.ticket), str(event.choice))
         except UserError as error:
@@ -195,8 +199,4 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
 
 
 _NO_PLOT = gr.update(value=None, visible=False)
-_LEAD = (
-    '<p class="lead">Where do people start to notice? Choose runs and prompts; the worker writes the '
-    "answers, and everybody with the link chooses between two of them without knowing whose they are. The "
-    "score of each model then stands against its KL divergence from dense.</p>"
-)
+_LEAD = f'<p class="lead">{say("tasting.lead")}</p>'
