@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ui.quantities import significant
+from ui.texts import say
 
 Figure = dict[str, Any]
 # What a stored metric may be called.
@@ -33,32 +34,32 @@ class Axis:
 COSTS = {
     axis.metric: axis
     for axis in (
-        Axis("size.packed", "Packed size (MB)", 1e6),
-        Axis("size.file", "File size (MB)", 1e6),
-        Axis("memory.peak", "Peak memory (MB)", 1e6),
-        Axis("size.bits_per_weight", "Bits per compressed weight"),
-        Axis("size.bits_per_parameter", "Bits per parameter, whole model"),
+        Axis("size.packed", say("axis.packed"), 1e6),
+        Axis("size.file", say("axis.file"), 1e6),
+        Axis("memory.peak", say("axis.peak"), 1e6),
+        Axis("size.bits_per_weight", say("metric.bits_per_weight")),
+        Axis("size.bits_per_parameter", say("axis.bits_per_parameter")),
     )
 }
 QUALITIES = {
     axis.metric: axis
     for axis in (
-        Axis("perplexity", "Perplexity", log=True),
-        Axis("divergence.kl", "KL divergence from dense (mean)", log=True),
-        Axis("divergence.kl_p99", "KL divergence from dense (99th percentile)", log=True),
-        Axis("divergence.agreement", "Top-1 agreement with dense (%)", 0.01, higher_is_better=True),
+        Axis("perplexity", say("metric.perplexity"), log=True),
+        Axis("divergence.kl", say("axis.kl"), log=True),
+        Axis("divergence.kl_p99", say("axis.kl_p99"), log=True),
+        Axis("divergence.agreement", say("axis.agreement"), 0.01, higher_is_better=True),
     )
 }
 
 # Everything else that is measured can stand on an axis too.
 _OTHERS = (
-    Axis("divergence.kl_median", "KL divergence from dense (median)", log=True),
-    Axis("divergence.kl_reverse", "KL divergence to dense (mean)", log=True),
-    Axis("divergence.flips", "Flips against dense (%)", 0.01),
-    Axis("size.linears", "Linears (MB)", 1e6),
-    Axis("speed.prefill", "Prefill (tokens/s)", higher_is_better=True),
-    Axis("speed.decode", "Decode (tokens/s)", higher_is_better=True),
-    Axis("sanity.repetition", "Repetition in samples (%)", 0.01),
+    Axis("divergence.kl_median", say("axis.kl_median"), log=True),
+    Axis("divergence.kl_reverse", say("axis.kl_reverse"), log=True),
+    Axis("divergence.flips", say("axis.flips"), 0.01),
+    Axis("size.linears", say("axis.linears"), 1e6),
+    Axis("speed.prefill", say("axis.prefill"), higher_is_better=True),
+    Axis("speed.decode", say("axis.decode"), higher_is_better=True),
+    Axis("sanity.repetition", say("axis.repetition"), 0.01),
 )
 AXES = {**COSTS, **QUALITIES, **{axis.metric: axis for axis in _OTHERS}}
 
@@ -181,7 +182,8 @@ def layout(
                 "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense,
                 "line": {"color": "var(--plot-dense)", "width": 1, "dash": "dot"},
                 "label": {
-                    "text": f"dense {significant(dense)}", "textposition": "start", "yanchor": "bottom",
+                    "text": say("axis.dense", dense=significant(dense)), "textposition": "start",
+                    "yanchor": "bottom",
                     "font": {"size": 11, "color": "var(--ink-3)"},
                 },
             }
@@ -265,7 +267,7 @@ def heat_map(
             "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
             "margin": {"l": 84, "r": 10, "t": 8, "b": 44},
             "font": {"size": 12, "color": "var(--ink)", "family": "var(--font)"},
-            "xaxis": axis | {"tickprefix": "block ", "showtickprefix": "first"},
+            "xaxis": axis | {"tickprefix": f"{say('axis.block')} ", "showtickprefix": "first"},
             "yaxis": axis | {
                 "title": {"text": ""}, "autorange": "reversed", "tickmode": "array",
                 "tickvals": list(range(len(projections))), "ticktext": labels,
@@ -318,13 +320,14 @@ class Tasted:
 
 def taste(models: Sequence[Tasted]) -> Figure:
     """What people prefer against how far a model is from dense; dense is the line at zero."""
-    x = Axis("divergence.kl", "KL divergence from dense (mean)")
-    y = Axis("score", "Score against dense (log odds)", higher_is_better=True)
+    x = Axis("divergence.kl", say("axis.kl"))
+    y = Axis("score", say("axis.score"), higher_is_better=True)
     traces = [
         {
-            "type": "scatter", "mode": "markers", "name": DENSE, "x": [0], "y": [0], "showlegend": False,
+            "type": "scatter", "mode": "markers", "name": say("common.dense"), "x": [0], "y": [0],
+            "showlegend": False,
             "marker": {"symbol": "star", "size": 14, "color": "var(--plot-front)"},
-            "hovertemplate": "<b>dense</b><extra></extra>", "cliponaxis": False,
+            "hovertemplate": f"<b>{say('common.dense')}</b><extra></extra>", "cliponaxis": False,
         }
     ]  # fmt: skip
     for number, model in enumerate(models):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from backend.errors import UserError
 from ui import charts
+from ui.texts import say
 
 # Short names of what is asked for most; sizes are asked in megabytes, shares in percent, as axes show them.
 _SHORT = {
@@ -18,7 +19,7 @@ _SHORT = {
 }  # fmt: skip
 _CONDITION = re.compile(r"([a-z_][a-z_.0-9]*)(<=|>=|!=|<|>|=)(.+)")
 _NAMED = re.compile(r"(method|user|model|is|status|sweep|text):(.+)")
-HELP = "Words, or conditions: bits<=3 sparsity>0.4 kl<0.5 mb<90 method:gptq user:ada is:broken -wanda"
+HELP = say("explore.filter_help")
 
 
 @lru_cache(maxsize=50_000)
@@ -74,7 +75,7 @@ def _named(points: pd.DataFrame, name: str, value: str) -> pd.Series:
         states = {"broken": points["broken"].notna(), "sound": points["broken"].isna()}
         states["dense"] = points["chain"] == charts.DENSE
         if value not in states:
-            raise UserError(f"filter: is:{value[:40]} is not known; allowed: is:{', is:'.join(states)}")
+            raise UserError(say("explore.unknown_state", value=value[:40], states=", is:".join(states)))
         return states[value]
     if name == "method":
         return points["recipe"].map(lambda recipe: any(value in stage for stage in _methods(recipe)))
@@ -94,17 +95,13 @@ def _condition(points: pd.DataFrame, name: str, sign: str, value: str) -> pd.Ser
     else:
         column = parameter(points, name)
         if column.isna().all():
-            raise UserError(
-                f"filter: no run here has {name[:40]!r}; allowed: a metric, a parameter, or plain words"
-            )
+            raise UserError(say("explore.unknown_condition", name=name[:40]))
     try:
         wanted = float(value)
         numbers = pd.to_numeric(column, errors="coerce")
     except ValueError:
         if sign not in ("=", "!="):
-            raise UserError(
-                f"filter: {value[:40]!r} is not a number; allowed after {sign}: a number"
-            ) from None
+            raise UserError(say("explore.not_a_number", value=value[:40], sign=sign)) from None
         same = column.astype(str).str.lower() == value
         return same if sign == "=" else ~same
     compare = {"<": numbers.lt, "<=": numbers.le, ">": numbers.gt, ">=": numbers.ge, "=": numbers.eq}

@@ -10,6 +10,7 @@ from backend.families import FAMILIES
 from backend.recipe import Stage
 from backend.registry import Need, discover
 from ui.quantities import MISSING, byte_size, is_number, share, significant
+from ui.texts import say
 
 # Projections in the order in which a block computes them.
 _COMPUTED = list(
@@ -18,9 +19,9 @@ _COMPUTED = list(
 _SEEN: dict[Need, str] = {"gram": "outputs", "norms": "norms", "nothing": "weights"}
 # What the error of a layer is measured by: the most that its stages gathered of the calibration text.
 ERRORS = {
-    "outputs": "squared error of its outputs on the calibration text, relative to their size",
-    "norms": "squared error of its weights, each input weighted by its size on the calibration text",
-    "weights": "squared error of its weights, relative to their size",
+    "outputs": say("layers.error_of_outputs"),
+    "norms": say("layers.error_of_weighted_weights"),
+    "weights": say("layers.error_of_weights"),
 }
 
 
@@ -40,18 +41,18 @@ class Quantity:
         if self.column == "bytes":
             return sign + byte_size(value)
         if self.column == "sparsity":
-            return f"{sign}{100 * value:.2f} points" if signed else share(value)
+            return say("layers.points", sign=sign, points=100 * value) if signed else share(value)
         return sign + (f"{value:.0f}" if self.column == "rank" else significant(value, 3))
 
 
 QUANTITIES = {
     quantity.column: quantity
     for quantity in (
-        Quantity("error", "Relative error"),
-        Quantity("bits", "Bits per weight"),
-        Quantity("sparsity", "Weights that are zero"),
-        Quantity("rank", "Rank of what was added"),
-        Quantity("bytes", "Packed bytes"),
+        Quantity("error", say("layers.relative_error")),
+        Quantity("bits", say("layers.bits_per_weight")),
+        Quantity("sparsity", say("layers.weights_that_are_zero")),
+        Quantity("rank", say("layers.rank_of_what_was_added")),
+        Quantity("bytes", say("layers.packed_bytes")),
     )
 }
 

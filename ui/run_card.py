@@ -13,8 +13,9 @@ from store import results
 from store.database import Database
 from ui import charts
 from ui.layer_map import ERRORS, final
-from ui.panel import badge, button, code, link, table, top
+from ui.panel import STATES, badge, button, code, link, table, top
 from ui.quantities import TITLES, age, difference, duration, significant, with_error
+from ui.texts import say
 
 
 def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
@@ -23,7 +24,10 @@ def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
         return GUIDE
     run = results.run(database, run_id)
     if run is None:
-        return f'<div class="panel"><h3>No run {escape(run_id)}</h3><p>It may have been removed.</p></div>'
+        return (
+            f'<div class="panel"><h3>{say("explore.no_run", run_id=escape(run_id))}</h3>'
+            f"<p>{say('explore.removed')}</p></div>"
+        )
     own = points[points["id"] == run_id]
     protocol = str(own["protocol"].iloc[0]) if len(own) else ""
     same = points[(points["model"] == run["model"]) & (points["protocol"] == protocol)]
@@ -40,28 +44,32 @@ def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
 def status_badge(run: Mapping[str, Any]) -> str:
     """The state of a run in one word."""
     if run["status"] == "done":
-        return badge("broken", "bad") if run["broken"] else badge("done", "good")
+        return badge(STATES["broken"], "bad") if run["broken"] else badge(STATES["done"], "good")
     tone = {"running": "info", "failed": "bad", "cancelled": "warn"}.get(run["status"], "")
-    return badge(run["status"], tone)
+    return badge(STATES[run["status"]], tone)
 
 
 def _heading(run: Mapping[str, Any]) -> str:
     evaluation = run["recipe"].get("evaluation", {})
-    actions = [link("Compare", f"compare?{urlencode({'runs': run['id']})}")] if run["artifact"] else []
-    if run["artifact"] and run["recipe"].get("stages"):
-        actions.append(link("Layers", f"layers?{urlencode({'run': run['id']})}"))
+    actions = []
     if run["artifact"]:
-        actions.append(button("Hold for comparison", "hold", run["id"]))
-    actions.append('<button type="button" class="act" data-copy-address>Copy link</button>')
-    actions.append(link("Change and queue again", f"compress?{urlencode({'from': run['id']})}"))
+        actions.append(link(say("explore.compare"), f"compare?{urlencode({'runs': run['id']})}"))
+    if run["artifact"] and run["recipe"].get("stages"):
+        actions.append(link(say("explore.layers"), f"layers?{urlencode({'run': run['id']})}"))
+    if run["artifact"]:
+        actions.append(button(say("explore.hold_for_comparison"), "hold", run["id"]))
+    actions.append(f'<button type="button" class="act" data-copy-address>{say("explore.copy_link")}</button>')
+    actions.append(link(say("explore.change_and_queue_again"), f"compress?{urlencode({'from': run['id']})}"))
     if run["status"] != "done":
-        actions.append(link("Open in the queue", f"queue?{urlencode({'run': run['id']})}"))
+        actions.append(link(say("explore.open_in_the_queue"), f"queue?{urlencode({'run': run['id']})}"))
     text = ", ".join(
         escape(str(part))
         for part in (
             run["model"],
             evaluation.get("text", ""),
-            f"{evaluation['windows']} x {evaluation['length']} tokens" if "windows" in evaluation else "",
+            say("explore.windows_of_tokens", windows=evaluation["windows"], length=evaluation["length"])
+            if "windows" in evaluation
+            else "",
         )
         if part
     )
@@ -69,10 +77,12 @@ def _heading(run: Mapping[str, Any]) -> str:
     failure = (
         f'<p class="bad-ink">{escape(str(run["error"]).strip().splitlines()[-1])}</p>' if run["error"] else ""
     )
+    since = age(run["finished"] or run["created"])
+    told = say("explore.asked_for", text=text, user=escape(run["user"]), finished=since)
     name = f'{status_badge(run)}<span class="note mono">{run["id"]}</span>'
     return (
-        f"{top(name, button('Close', 'close'))}<h3 data-page>{escape(run['chain'])}</h3>"
-        f'<p class="note">{text}; by {escape(run["user"])}, {age(run["finished"] or run["created"])}</p>'
+        f"{top(name, button(say('common.close'), 'close'))}<h3 data-page>{escape(run['chain'])}</h3>"
+        f'<p class="note">{told}</p>'
         f'{cause}{failure}<div class="acts" style="margin-top:8px">{"".join(actions)}</div>'
     )
 
@@ -88,7 +98,7 @@ def _numbers(found: pd.DataFrame, run_id: str, dense_id: str, protocol: str) -> 
             continue
         value, stderr = own.loc[metric, "value"], own.loc[metric, "stderr"]
         if metric.startswith("speed.") and json.loads(own.loc[metric, "stamp"]).get("simulated"):
-            title += ", simulated"
+            title += say("explore.simulated")
         lines.append(
             (
                 escape(title),
@@ -97,8 +107,10 @@ def _numbers(found: pd.DataFrame, run_id: str, dense_id: str, protocol: str) -> 
             )
         )
     if not lines:
-        return '<p class="note" style="margin-top:12px">Nothing has been measured yet.</p>'
-    return "<h4>Measured</h4>" + table(("", "this run", "against dense" if dense_id else ""), lines)
+        return f'<p class="note" style="margin-top:12px">{say("explore.not_measured")}</p>'
+    return f"<h4>{say('explore.measured')}</h4>" + table(
+        ("", say("explore.this_run"), say("explore.against_dense") if dense_id else ""), lines
+    )
 
 
 def _seconds(run: Mapping[str, Any]) -> str:
@@ -108,7 +120,7 @@ def _seconds(run: Mapping[str, Any]) -> str:
     longest = sorted(taken, key=lambda pair: -pair[1])[:4]
     told = ", ".join(f"{escape(phase)} {duration(seconds)}" for phase, seconds in longest)
     total = duration(sum(seconds for _, seconds in taken))
-    return f'<h4>Time</h4><p>{total} <span class="note">({told})</span></p>'
+    return f'<h4>{say("explore.time")}</h4><p>{total} <span class="note">({told})</span></p>'
 
 
 def _layers(layers: pd.DataFrame, run: Mapping[str, Any]) -> str:
@@ -122,12 +134,10 @@ def _layers(layers: pd.DataFrame, run: Mapping[str, Any]) -> str:
     ]
     middle = significant(float(last["error"].median()), 3)
     kinds = [ERRORS[kind] for kind in dict.fromkeys(last["seen"]) if kind in ERRORS]
-    meaning = (
-        f"Error of a layer: {kinds[0]}; median" if len(kinds) == 1 else "Errors of several kinds; median"
-    )
+    meaning = say("explore.error_means", kind=kinds[0]) if len(kinds) == 1 else say("explore.errors_differ")
+    head = (say("explore.of_so_many", count=len(last)), say("layers.error"), say("layers.bits_a_weight"))
     return (
-        f"<h4>Worst layers</h4>{table(('of ' + str(len(last)), 'error', 'bits/weight'), lines)}"
-        f'<p class="note">{meaning} {middle}.</p>'
+        f'<h4>{say("explore.worst_layers")}</h4>{table(head, lines)}<p class="note">{meaning} {middle}.</p>'
     )
 
 
@@ -136,7 +146,7 @@ def _log(database: Database, run_id: str) -> str:
     if lines.empty:
         return ""
     printed = escape("\n".join(lines))
-    body = f"<summary class='note'>Log</summary><div class='log'>{printed}</div>"
+    body = f"<summary class='note'>{say('common.log')}</summary><div class='log'>{printed}</div>"
     return f"<details id='card-log'>{body}</details>"
 
 
@@ -146,24 +156,21 @@ def _reproduce(run: Mapping[str, Any]) -> str:
         f"python app.py export {run['id']} --format {name} --to {run['id']}-{name}" for name in formats()
     )
     export = (
-        f"<details id='card-export'><summary class='note'>Export the model</summary>"
+        f"<details id='card-export'><summary class='note'>{say('explore.export_the_model')}</summary>"
         f"{code(exports, 'export-commands')}</details>"
         if run["artifact"]
         else ""
     )
     return (
-        f"<h4>Reproduce</h4>{code('python app.py run recipe.json', 'reproduce-command')}"
+        f"<h4>{say('explore.reproduce')}</h4>{code('python app.py run recipe.json', 'reproduce-command')}"
         f"<details id='card-recipe'><summary class='note'>recipe.json</summary>"
         f"{code(recipe, 'reproduce-recipe')}</details>{export}"
     )
 
 
-GUIDE = """<div class="panel"><h3>Reading the plot</h3>
-<p>Every point is a compressed model: what it costs across, how far it is from the dense model upwards.
-The line joins the points that no other run beats; the dotted line is the dense model.
-A soft disc marks a run that the measured windows cannot tell from the line; a faint point is beaten
-beyond noise.</p>
-<p>Circles are one method, diamonds two in a row, squares three. Colour tells the method that sets the
-bytes. Crosses are runs that broke: they stay off the line.</p>
-<p class="note">Choose a point, or a line of the table, to see everything about that run.
-1 MB is 10<sup>6</sup> bytes.</p></div>"""
+GUIDE = (
+    f'<div class="panel"><h3>{say("explore.reading_the_plot")}</h3>\n'
+    f"<p>{say('explore.guide')}</p>\n"
+    f"<p>{say('explore.guide_symbols')}</p>\n"
+    f'<p class="note">{say("explore.guide_card")}</p></div>'
+)

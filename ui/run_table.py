@@ -5,20 +5,21 @@ from html import escape
 
 import pandas as pd
 
-from ui.panel import badge
+from ui.panel import STATES, badge
 from ui.quantities import MISSING, age, measured
+from ui.texts import say
 from ui.view import View
 
 MOST_ROWS = 200
 _NUMBERS = (
-    ("Perplexity", "perplexity"),
-    ("KL, mean", "divergence.kl"),
-    ("KL, 99 %", "divergence.kl_p99"),
-    ("Agreement", "divergence.agreement"),
-    ("Packed", "size.packed"),
-    ("File", "size.file"),
-    ("Peak memory", "memory.peak"),
-    ("Bits/weight", "size.bits_per_weight"),
+    (say("metric.perplexity"), "perplexity"),
+    (say("explore.kl"), "divergence.kl"),
+    (say("explore.kl_p99"), "divergence.kl_p99"),
+    (say("explore.agreement"), "divergence.agreement"),
+    (say("explore.packed"), "size.packed"),
+    (say("explore.file"), "size.file"),
+    (say("metric.peak"), "memory.peak"),
+    (say("explore.bits_a_weight"), "size.bits_per_weight"),
 )
 
 
@@ -33,7 +34,12 @@ def ordered(shown: pd.DataFrame, order: str) -> pd.DataFrame:
 def rows(shown: pd.DataFrame, view: View) -> str:
     """The table: one line a run, sorted, the first ones only when there are very many."""
     listed = ordered(shown, view.order).head(MOST_ROWS)
-    columns = [("Run", ""), ("Chain", "chain"), *_NUMBERS, ("Finished", "finished")]
+    columns = [
+        (say("common.run"), ""),
+        (say("explore.chain"), "chain"),
+        *_NUMBERS,
+        (say("explore.finished"), "finished"),
+    ]
     head = []
     for title, column in columns:
         look = ' class="num"' if column not in ("", "chain", "finished") else ""
@@ -50,7 +56,7 @@ def rows(shown: pd.DataFrame, view: View) -> str:
     columns_there = {metric: listed[metric].tolist() for _, metric in _NUMBERS if metric in listed}
     described = zip(*(listed[name].tolist() for name in ("id", "chain", "broken", "finished")), strict=True)
     for index, (run, chain, broken, finished) in enumerate(described):
-        mark = f" {badge('broken', 'bad')}" if isinstance(broken, str) else ""
+        mark = f" {badge(STATES['broken'], 'bad')}" if isinstance(broken, str) else ""
         numbers = (
             (title, measured(metric, columns_there[metric][index]) if metric in columns_there else MISSING)
             for title, metric in _NUMBERS
@@ -61,16 +67,12 @@ def rows(shown: pd.DataFrame, view: View) -> str:
         body.append(
             f'<tr tabindex="0" data-send data-action="open" data-run="{escape(run)}"{selected}>'
             f'<td class="key">{escape(run)}</td><td class="wide">{escape(chain)}{mark}</td>{cells}'
-            f'<td data-label="Finished">{age(finished)}</td></tr>'
+            f'<td data-label="{say("explore.finished")}">{age(finished)}</td></tr>'
         )
     if not body:
-        return '<p class="note">No finished run holds these words.</p>' if view.words else ""
+        return f'<p class="note">{say("explore.nothing_found")}</p>' if view.words else ""
     rest = len(shown) - len(body)
-    note = (
-        f'<p class="note">{rest} more: narrow them down with a filter; the downloads hold all.</p>'
-        if rest
-        else ""
-    )
+    note = f'<p class="note">{say("explore.more_runs", rest=rest)}</p>' if rest else ""
     return (
         f'<div class="rows"><table><thead><tr>{"".join(head)}</tr></thead><tbody>{"".join(body)}</tbody>'
         f"</table></div>{note}"

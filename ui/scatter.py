@@ -12,6 +12,7 @@ from ui import charts, filters
 from ui.charts import DENSE, Axis, Figure, layout, rounded, short
 from ui.noise import DOMINATED, FRONT, WITHIN, Windows, standing
 from ui.quantities import age, byte_size, significant, with_error
+from ui.texts import say
 
 Symbol = Literal["stages", "kind", "none"]
 Dominated = Literal["dim", "show", "hide"]
@@ -28,6 +29,8 @@ _GROUPS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8912a", "#4ba3d9", "#7d8894", "#8a63d2", "#c9463d"),
     "#6c9a2b",
 )
+# What the runs are called that lack the parameter which gives the colour.
+_WITHOUT = say("explore.without")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def _placed(points: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
 def _front_line(best: pd.DataFrame, x: Axis, first: bool) -> Figure:
     best = best.sort_values("_x", ascending=not x.higher_is_better, kind="stable")
     return {
-        "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip", "showlegend": first,
+        "type": "scatter", "mode": "lines", "name": say("explore.pareto_front"), "hoverinfo": "skip",
+        "showlegend": first,
         "x": rounded(best["_x"]), "y": rounded(best["_y"]),
         "line": {"shape": "hv", "width": 1.4, "color": "var(--plot-front)"},
     }  # fmt: skip
@@ -120,7 +124,7 @@ def _front_line(best: pd.DataFrame, x: Axis, first: bool) -> Figure:
 
 def _halo(near: pd.DataFrame) -> Figure:
     return {
-        "type": "scatter", "mode": "markers", "name": "within noise of the front", "hoverinfo": "skip",
+        "type": "scatter", "mode": "markers", "name": say("explore.within_noise"), "hoverinfo": "skip",
         "x": rounded(near["_x"]), "y": rounded(near["_y"]),
         "marker": {"size": 21, "color": "var(--plot-near)", "line": {"width": 0}},
     }  # fmt: skip
@@ -145,11 +149,11 @@ def _coloured(
         if look.colour not in COLOURS and numbers.nunique() > _MOST_GROUPS:
             there = numbers.notna()
             scaled = [(look.colour, (numbers[there].tolist(), look.colour), runs[there])]
-            return scaled + ([("without", charts.OTHER[0], runs[~there])] if (~there).any() else [])
-        values = values.map(lambda value: "without" if value is None or value != value else _spoken(value))
+            return scaled + ([(_WITHOUT, charts.OTHER[0], runs[~there])] if (~there).any() else [])
+        values = values.map(lambda value: _WITHOUT if value is None or value != value else _spoken(value))
         order = sorted(values.unique(), key=_natural)
         named = {name: _GROUPS[number % len(_GROUPS)] for number, name in enumerate(order)}
-        named |= {"without": charts.OTHER[0]} if "without" in named else {}
+        named |= {_WITHOUT: charts.OTHER[0]} if _WITHOUT in named else {}
     return [(name, named[name], runs[values == name]) for name in sorted(named, key=_natural)]
 
 
@@ -235,7 +239,7 @@ def _plain(rows: pd.DataFrame, name: str, colour: str, told: pd.Series) -> Figur
 
 
 def _star(dense: pd.DataFrame, told: pd.Series) -> Figure:
-    star = _plain(dense, DENSE, "var(--plot-front)", told)
+    star = _plain(dense, say("common.dense"), "var(--plot-front)", told)
     star["marker"] |= {"symbol": "star", "size": 14, "opacity": 1}
     return star
 
@@ -246,7 +250,7 @@ def _crosses(broken: pd.DataFrame, sound: pd.DataFrame, y: Axis, told: pd.Series
     if np.isfinite(worst):
         clip = {"lower": worst} if y.higher_is_better else {"upper": worst}
         broken = broken.assign(_y=broken["_y"].clip(**clip))
-    crosses = _plain(broken, "broken", "var(--bad)", told)
+    crosses = _plain(broken, say("common.broken"), "var(--bad)", told)
     crosses["marker"] |= {
         "symbol": "x-thin-open", "size": 8, "opacity": 0.8, "line": {"width": 1.6, "color": "var(--bad)"},
     }  # fmt: skip
@@ -262,7 +266,7 @@ def _legend_of(groups: Sequence[str], table: pd.DataFrame) -> list[Figure]:
         entries.append(
             {
                 "type": "scatter", "mode": "markers", "x": [None], "y": [None], "hoverinfo": "skip",
-                "name": escape(f"{model}, {own['text'] or 'no text'} ({protocol[:4]})"),
+                "name": escape(f"{model}, {own['text'] or say('explore.no_text')} ({protocol[:4]})"),
                 "marker": {
                     "symbol": charts.SYMBOLS[min(number, len(charts.SYMBOLS) - 1)], "color": "var(--ink-3)",
                 },
@@ -272,22 +276,33 @@ def _legend_of(groups: Sequence[str], table: pd.DataFrame) -> list[Figure]:
 
 
 _HOVER_LINES = (
-    ("Perplexity", "perplexity"),
-    ("KL from dense", "divergence.kl"),
-    ("KL, 99th percentile", "divergence.kl_p99"),
-    ("Top-1 agreement", "divergence.agreement"),
+    (say("metric.perplexity"), "perplexity"),
+    (say("explore.kl_from_dense"), "divergence.kl"),
+    (say("metric.kl_p99"), "divergence.kl_p99"),
+    (say("metric.agreement"), "divergence.agreement"),
 )
 _HOVER = (
     "<b>%{customdata[1]}</b><br>"
     + "".join(f"{label}  %{{customdata[{number}]}}<br>" for number, (label, _) in enumerate(_HOVER_LINES, 2))
-    + "Packed %{customdata[6]}, file %{customdata[7]}, peak %{customdata[8]}<br>"
-    "%{customdata[9]} bits per weight<br>%{customdata[10]}<extra></extra>"
+    + say(
+        "explore.hover_sizes",
+        packed="%{customdata[6]}",
+        file="%{customdata[7]}",
+        peak="%{customdata[8]}",
+    )
+    + "<br>"
+    + say("explore.hover_bits", bits="%{customdata[9]}")
+    + "<br>%{customdata[10]}<extra></extra>"
 )
 _SIZES = ("size.packed", "size.file", "memory.peak", "size.bits_per_weight")
 _DESCRIBED = (
     *("id", "chain", "model", "protocol", "text", "broken", "finished", "recipe", "user", "sweep_id"),
 )
-_STANDINGS = {FRONT: "on the front", WITHIN: "within noise of the front", DOMINATED: "dominated"}
+_STANDINGS = {
+    FRONT: say("explore.on_the_front"),
+    WITHIN: say("explore.within_noise"),
+    DOMINATED: say("explore.dominated"),
+}
 
 
 def _facts(rows: pd.DataFrame, told: pd.Series) -> list[list[str]]:
@@ -304,8 +319,12 @@ def _facts(rows: pd.DataFrame, told: pd.Series) -> list[list[str]]:
     cells.append(
         [
             escape(
-                f"{model}, {text or 'no text'}, {age(finished)}; "
-                + (f"broken: {broken}" if isinstance(broken, str) else _STANDINGS[place])
+                f"{model}, {text or say('explore.no_text')}, {age(finished)}; "
+                + (
+                    say("explore.broken_because", broken=broken)
+                    if isinstance(broken, str)
+                    else _STANDINGS[place]
+                )
             )
             for model, text, finished, broken, place in zip(
                 rows["model"], rows["text"], rows["finished"], rows["broken"], told[rows.index], strict=True

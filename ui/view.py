@@ -15,6 +15,7 @@ from ui import charts, filters
 from ui.charts import Axis
 from ui.noise import series_name
 from ui.scatter import Dominated, Look, Symbol, scatter
+from ui.texts import many, say
 
 # The scope that holds every model and protocol.
 EVERYTHING = "*"
@@ -151,15 +152,17 @@ def scope_choices(database: Database, points: pd.DataFrame) -> list[tuple[str, s
         model, protocol = key.rsplit("|", 1)
         own = stamps[(stamps["run_id"] == runs[key]) & (stamps["comparable"] == protocol)]
         stamp = json.loads(own["stamp"].iloc[0]) if len(own) else {}
-        windows = f"{stamp.get('windows', '?')} x {stamp.get('window', '?')} tokens"
-        text = str(stamp.get("text", "")) or "no text"
+        windows = say(
+            "explore.windows_of_tokens", windows=stamp.get("windows", "?"), length=stamp.get("window", "?")
+        )
+        text = str(stamp.get("text", "")) or say("explore.no_text")
         place = f", {stamp['device']}" if "device" in stamp else ""
         in_scope = (points["model"] == model) & (points["protocol"] == protocol)
         count = int((in_scope & (points["status"] == "done")).sum())
-        label = f"{model}: {text}, {windows}{place}, {count} run{'' if count == 1 else 's'}"
+        label = many("explore.scope", count, model=model, text=text, windows=windows, place=place)
         choices.append((label, key))
     if len(keys) > 1:
-        choices.append((f"Everything, told apart by symbol, {len(keys)} models and protocols", EVERYTHING))
+        choices.append((say("explore.everything", count=len(keys)), EVERYTHING))
     labels = [label for label, _ in choices]
     # Two protocols can look alike and still differ, in the tokenizer or the digest of the text.
     return [(f"{label} ({key[-6:]})" if labels.count(label) > 1 else label, key) for label, key in choices]

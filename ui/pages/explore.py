@@ -22,12 +22,21 @@ from ui.quantities import duration
 from ui.run_card import GUIDE, card
 from ui.run_table import as_csv, as_json, ordered, rows
 from ui.scatter import COLOURS
+from ui.texts import many, say
 from ui.view import MOST_BASKET, View, figure, filtered, scope_choices, scopes, visible
 
 CROSS = "\N{MULTIPLICATION X}"
 # The plot as it stands, with the page's colours.
 SAVE_PLOT = """() => Plotly.downloadImage(document.querySelector('#pareto .plot'),
   {format: '%s', filename: 'paretoscope', scale: 2, width: 1200, height: 700})"""
+
+_COLOURS = {
+    "method": say("explore.method"),
+    "family": say("explore.family"),
+    "model": say("common.model"),
+    "user": say("explore.user"),
+    "sweep": say("explore.sweep"),
+}
 
 
 def method_kinds() -> dict[str, str]:
@@ -40,21 +49,19 @@ def activity(jobs: Jobs) -> str:
     waiting, paused = results.queue(jobs.database), pause_notice(jobs)
     if paused or not waiting:
         return paused
-    way = '<a href="queue">See the queue</a>'
+    way = f'<a href="queue">{say("common.see_the_queue")}</a>'
     if not results.workers(jobs.database, jobs.host.stale_after)["alive"].any():
-        count = f"{len(waiting)} run{' waits' if len(waiting) == 1 else 's wait'}"
-        return banner(
-            f"{count}, and no worker is alive: start one with <code>python app.py worker</code>. {way}"
-        )
+        count = many("explore.waiting_runs", len(waiting))
+        return banner(say("explore.no_worker", waiting=count, way=way))
     running = [run for run in waiting if run.status == "running"]
     queued = len(waiting) - len(running)
     told = []
     for run in running[:1]:
         done = f", {100 * run.fraction:.0f} %" if run.fraction is not None else ""
-        left = f", about {duration(run.eta_seconds)} left" if run.eta_seconds else ""
-        told.append(f"Now running: <b>{escape(run.chain)}</b>{done}{left}.")
+        left = say("explore.about_left", time=duration(run.eta_seconds)) if run.eta_seconds else ""
+        told.append(say("explore.now_running", chain=escape(run.chain), done=done, left=left))
     if queued:
-        told.append(f"{queued} queued.")
+        told.append(say("explore.queued", queued=queued))
     return banner(f"{' '.join(told)} {way}", "quiet")
 
 
@@ -62,17 +69,13 @@ def nothing_yet(jobs: Jobs) -> str:
     """What stands in the plot's place until there is a point."""
     starter = [run for run in results.queue(jobs.database) if run.source == "starter"]
     if starter:
-        count = "1 run is" if len(starter) == 1 else f"{len(starter)} runs are"
-        why = (
-            "This is a first start, so a small sweep was queued by itself: the dense model and a few ways to "
-            f"compress it. {count} to come; each point appears as soon as it is measured."
-        )
+        why = many("explore.first_start", len(starter))
     elif results.counts(jobs.database):
-        why = "No run has finished yet. Points appear here as soon as they are measured."
+        why = say("explore.none_finished")
     else:
-        why = "Nothing has been run yet. Build a first chain of methods and queue it."
-    ways = f"{link('Compress a model', 'compress')} {link('See the queue', 'queue')}"
-    return f'<div class="panel empty"><h3>No points yet</h3><p>{why}</p><p>{ways}</p></div>'
+        why = say("explore.none_run")
+    ways = f"{link(say('common.compress_a_model'), 'compress')} {link(say('common.see_the_queue'), 'queue')}"
+    return f'<div class="panel empty"><h3>{say("explore.no_points_yet")}</h3><p>{why}</p><p>{ways}</p></div>'
 
 
 def basket_strip(database: Database, view: View) -> str:
@@ -83,16 +86,19 @@ def basket_strip(database: Database, view: View) -> str:
     chains = results.runs(database, ids=ids).set_index("id")["chain"].to_dict()
     held = "".join(
         f'<span class="held">{escape(chains.get(run, run))}'
-        f"{button(CROSS, 'drop', run, hint='Take out of the comparison')}</span>"
+        f"{button(CROSS, 'drop', run, hint=say('explore.drop_hint'))}</span>"
         for run in ids
     )
-    way = link(f"Compare {len(ids)}", f"compare?{urlencode({'runs': ','.join(ids)}, safe=',')}")
-    return banner(f'<span class="chips">{held}{way}{button("Clear", "clear")}</span>', "quiet")
+    way = link(
+        say("explore.compare_several", count=len(ids)),
+        f"compare?{urlencode({'runs': ','.join(ids)}, safe=',')}",
+    )
+    return banner(f'<span class="chips">{held}{way}{button(say("explore.clear"), "clear")}</span>', "quiet")
 
 
 def colour_choices(points: pd.DataFrame) -> list[tuple[str, str]]:
     """What may give points their colour: a fixed few, and every parameter that the runs differ in."""
-    fixed = [(name.capitalize(), name) for name in COLOURS]
+    fixed = [(_COLOURS[name], name) for name in COLOURS]
     known = {value for _, value in fixed}
     return fixed + [(name, name) for name in filters.parameter_names(points) if name not in known]
 
@@ -104,35 +110,52 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
 
     strip = panel("activity")
     with gr.Row(equal_height=False, elem_id="axes"):
-        scope = gr.Dropdown([], label="Model and text", elem_id="scope", scale=5, min_width=300)
-        x = gr.Dropdown(axes, value=View.x, label="Across", elem_id="axis-x", scale=3, min_width=170)
-        y = gr.Dropdown(axes, value=View.y, label="Upwards", elem_id="axis-y", scale=3, min_width=170)
+        scope = gr.Dropdown([], label=say("explore.model_and_text"), elem_id="scope", scale=5, min_width=300)
+        x = gr.Dropdown(
+            axes, value=View.x, label=say("explore.across"), elem_id="axis-x", scale=3, min_width=170
+        )
+        y = gr.Dropdown(
+            axes, value=View.y, label=say("explore.upwards"), elem_id="axis-y", scale=3, min_width=170
+        )
         colour = gr.Dropdown(
-            [("Method", "method")], value=View.colour, label="Colour", elem_id="colour", scale=2,
-            min_width=120,
+            [(_COLOURS["method"], "method")], value=View.colour, label=say("explore.colour"),
+            elem_id="colour", scale=2, min_width=120,
         )  # fmt: skip
     with gr.Row(equal_height=False, elem_id="filters"):
         words = gr.Textbox(
-            label="Filter", placeholder=filters.HELP, elem_id="filter", scale=8, min_width=280, max_lines=1
+            label=say("explore.filter"),
+            placeholder=filters.HELP,
+            elem_id="filter",
+            scale=8,
+            min_width=280,
+            max_lines=1,
         )
         symbol = gr.Dropdown(
-            [("Number of stages", "stages"), ("Kind of method", "kind"), ("All alike", "none")],
-            value=View.symbol, label="Symbol", elem_id="symbol", scale=2, min_width=140,
+            [
+                (say("explore.number_of_stages"), "stages"), (say("explore.kind_of_method"), "kind"),
+                (say("explore.all_alike"), "none"),
+            ],
+            value=View.symbol, label=say("explore.symbol"), elem_id="symbol", scale=2, min_width=140,
         )  # fmt: skip
         dominated = gr.Dropdown(
-            [("Dimmed", "dim"), ("Shown", "show"), ("Hidden", "hide")],
-            value=View.dominated, label="Dominated runs", elem_id="dominated", scale=2, min_width=120,
+            [(say("explore.dimmed"), "dim"), (say("explore.shown"), "show"), (say("explore.hidden"), "hide")],
+            value=View.dominated, label=say("explore.dominated_runs"), elem_id="dominated",
+            scale=2, min_width=120,
         )  # fmt: skip
     with gr.Row(elem_id="switches"):
-        log_x = gr.Checkbox(label="Logarithmic across", elem_id="log-x", container=False, min_width=60)
-        log_y = gr.Checkbox(True, label="Logarithmic upwards", elem_id="log-y", container=False, min_width=60)
+        log_x = gr.Checkbox(
+            label=say("explore.logarithmic_across"), elem_id="log-x", container=False, min_width=60
+        )
+        log_y = gr.Checkbox(
+            True, label=say("explore.logarithmic_upwards"), elem_id="log-y", container=False, min_width=60
+        )
         broken = gr.Checkbox(
-            True, label="Show broken runs", elem_id="show-broken", container=False, min_width=60
+            True, label=say("explore.show_broken_runs"), elem_id="show-broken", container=False, min_width=60
         )
     held = panel("basket")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            scatter = plot("pareto", "Runs by cost and quality, with their Pareto front")
+            scatter = plot("pareto", say("explore.plot"))
             empty = panel("empty", visible=False)
         with gr.Column(scale=3, min_width=320):
             chosen = panel("card", GUIDE)

@@ -20,6 +20,7 @@ from ui.pages.compare import choices, chosen_runs
 from ui.panel import address, banner, button, card, link, panel, table, top
 from ui.plot import plot
 from ui.quantities import is_number
+from ui.texts import say
 
 MOST_RUNS = 2
 _MOST_LISTED = 12
@@ -44,19 +45,17 @@ class Shown:
 def shown_of(database: Database, ids: Sequence[str], wanted: str) -> Shown | None:
     """What the page shows of these runs, None without any; UserError when they cannot be shown together."""
     if len(ids) > MOST_RUNS:
-        raise UserError(f"{len(ids)} runs are chosen; the map shows one, or the difference of two")
+        raise UserError(say("layers.too_many_runs", count=len(ids)))
     runs = chosen_runs(database, ids)
     if not runs:
         return None
     tables = [final(results.layers(database, run["id"]), run["recipe"]) for run in runs]
     for run, own in zip(runs, tables, strict=True):
         if own.empty:
-            raise UserError(
-                f"run {run['id']} ({run['chain']}) holds no layers; choose one that compressed any"
-            )
+            raise UserError(say("layers.none_in_this_run", id=run["id"], chain=run["chain"]))
     cells = differences(*tables) if len(tables) == 2 else tables[0]
     if not known(cells):
-        raise UserError("these runs compressed different linears; choose two that share some")
+        raise UserError(say("layers.none_in_common"))
     usable = {quantity.column: quantity for quantity in known(cells)}
     return Shown(runs, tables, usable.get(wanted) or next(iter(usable.values())), cells, wanted)
 
@@ -81,10 +80,10 @@ def side(shown: Shown, layer: str, database: Database) -> str:
 def _layer(shown: Shown, layer: str, database: Database) -> str:
     if not any(layer in own.index for own in shown.tables):
         return card(
-            "<h3>One linear</h3><p>Choose a cell of the map, or a line below, to see its numbers here.</p>",
+            f"<h3>{say('layers.one_linear')}</h3><p>{say('layers.choose_a_cell')}</p>",
             "layer-card",
         )
-    head = ["", *(_short(run) for run in shown.runs), *(["difference"] if shown.both else [])]
+    head = ["", *(_short(run) for run in shown.runs), *([say("layers.difference")] if shown.both else [])]
     lines = [(escape(title), *values) for title, values in facts(shown.tables)[layer]]
     history = ""
     for run in shown.runs:
@@ -100,10 +99,14 @@ def _layer(shown: Shown, layer: str, database: Database) -> str:
         ]
         if len(steps) > 1:
             name = f'<p class="note">{_short(run)}</p>' if shown.both else ""
-            history += f"<h4>Stage by stage</h4>{name}{table(('', 'error', 'bits/weight'), steps)}"
+            history += (
+                f"<h4>{say('layers.stage_by_stage')}</h4>"
+                f"{name}{table(('', say('layers.error'), say('layers.bits_a_weight')), steps)}"
+            )
     name = f'<span class="note mono">{escape(layer)}</span>'
+    first = top(name, button(say("common.close"), "layer"))
     return card(
-        f"{top(name, button('Close', 'layer'))}{table(head, lines)}{history}{_meaning(shown, layer)}",
+        f"{first}{table(head, lines)}{history}{_meaning(shown, layer)}",
         "layer-card",
     )
 
@@ -114,17 +117,15 @@ def _meaning(shown: Shown, layer: str) -> str:
     if not told:
         return ""
     if len(told) > 1:
-        return f'<p class="note">The errors differ in kind: {"; ".join(told)}.</p>'
-    return f'<p class="note">Error of a layer: {next(iter(told))}.</p>'
+        return f'<p class="note">{say("layers.errors_differ", kinds="; ".join(told))}</p>'
+    return f'<p class="note">{say("layers.error_means", kind=next(iter(told)))}</p>'
 
 
 def _largest(shown: Shown, layer: str) -> str:
     column = shown.quantity.column
     size = shown.cells[column].astype(float).abs()
     if not (size > 0).any():
-        equal = (
-            "Both runs are equal in it, linear by linear." if shown.both else "It is zero in every linear."
-        )
+        equal = say("layers.equal") if shown.both else say("layers.zero")
         return card(f"<h3>{shown.quantity.title}</h3><p>{equal}</p>")
     most = shown.cells.loc[
         size[size > 0].sort_values(ascending=False, kind="stable").head(_MOST_LISTED).index
@@ -135,14 +136,14 @@ def _largest(shown: Shown, layer: str) -> str:
         f'<td class="num">{shown.quantity.told(row[column], shown.both)}</td></tr>'
         for name, row in most.iterrows()
     )
-    title = "Largest differences" if shown.both else "Largest"
+    title = say("layers.largest_differences") if shown.both else say("layers.largest")
     return card(
         f"<h3>{title}: {shown.quantity.title.lower()}</h3><div class='rows short'><table>{body}</table></div>"
     )
 
 
 def _place(row: pd.Series) -> str:
-    return f"block {int(row['block'])}, {row['projection']}"
+    return say("layers.place", block=int(row["block"]), projection=row["projection"])
 
 
 def _short(run: dict[str, Any]) -> str:
@@ -156,12 +157,12 @@ def heading(shown: Shown) -> str:
     values = [value for value in shown.cells[column] if is_number(value)]
     what = f"{title}, <b>{names[0]}</b>"
     if shown.both:
-        what = f"{title}: <b>{names[1]}</b> minus <b>{names[0]}</b>"
+        what = say("layers.minus", title=title, second=names[1], first=names[0])
     note = ""
     if shown.wanted == "error" != column:
-        note = " Their errors were measured by different statistics and have no difference."
+        note = f" {say('layers.errors_not_comparable')}"
     elif len(values) < len(shown.cells):
-        note = " Where it is blank, the runs measured it by different statistics, or kept none."
+        note = f" {say('layers.blanks')}"
     return f'<p class="lead" id="layers-heading">{what}.{note}</p>'
 
 
@@ -171,18 +172,18 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Row(equal_height=False):
         picked = gr.Dropdown(
-            [], multiselect=True, max_choices=MOST_RUNS, label="Run, or two for their difference",
+            [], multiselect=True, max_choices=MOST_RUNS, label=say("layers.runs"),
             elem_id="layer-runs", scale=5, min_width=300,
         )  # fmt: skip
         quantity = gr.Dropdown(
             [(known_.title, known_.column) for known_ in QUANTITIES.values()], value="error",
-            label="Quantity", elem_id="quantity", scale=2, min_width=200,
+            label=say("layers.quantity"), elem_id="quantity", scale=2, min_width=200,
         )  # fmt: skip
     problem = panel("layers-problem")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             told = panel("layers-told")
-            heat = plot("heat", "A quantity of every linear, by block and projection")
+            heat = plot("heat", say("layers.plot"))
         with gr.Column(scale=3, min_width=320):
             beside = panel("layer", _HOW)
     here = address("address")
@@ -220,7 +221,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         usable = [run for run in ids if run in {run_id for _, run_id in offered}]
         parts = drawn(usable, wanted, chosen)
         if missing := [run for run in ids if run not in usable]:
-            told = f"No layers are known of {escape(', '.join(missing))}; a dense run has none."
+            told = say("layers.not_known", runs=escape(", ".join(missing)))
             parts[0] = banner(told, "bad")
         return [gr.update(choices=offered, value=usable), *parts, chosen]
 
@@ -244,14 +245,12 @@ def _guide(database: Database) -> str:
 
 
 _NOTHING = card(
-    "<h3>No layers yet</h3><p>What became of every linear stands here as soon as a run that compresses a "
-    f"model has finished.</p><p>{link('Compress a model', 'compress')} {link('See the queue', 'queue')}</p>",
+    f"<h3>{say('layers.no_layers_yet')}</h3><p>{say('layers.nothing_yet')}</p>"
+    f"<p>{link(say('common.compress_a_model'), 'compress')} {link(say('common.see_the_queue'), 'queue')}</p>",
     "how-to-layers",
 )
 _HOW = card(
-    "<h3>Choose a run</h3><p>Pick a compressed model above, or open one on Explore and follow its Layers "
-    "link. The map then shows what became of every linear: its error, bits, zeros, added rank and bytes. "
-    "Pick a second run to see where the two differ.</p>"
-    f"<p>{link('Explore', './')} {link('Compress a model', 'compress')}</p>",
+    f"<h3>{say('layers.choose_a_run')}</h3><p>{say('layers.how_to')}</p>"
+    f"<p>{link(say('common.explore'), './')} {link(say('common.compress_a_model'), 'compress')}</p>",
     "how-to-layers",
 )
