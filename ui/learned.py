@@ -16,15 +16,19 @@ from backend.recipe import Calibration, parse_recipe
 from backend.solvers.budget import Ladder
 from store import results
 from store.database import Database
-from ui.panel import banner, button, card, top
+from ui.panel import STATES, banner, button, card, top
 from ui.quantities import duration
+from ui.texts import say
 
 SAMPLES, LENGTH = 16, 512
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A run that gave each linear one of the levels: packed bytes, predicted and measured KL."""
+    """A run that gave each linear one of the levels: packed bytes, predicted and measured KL.
+
+    `planned` where linears got different ones: such plans were chosen for what was predicted of them.
+    """
 
     run: str
     chain: str
@@ -33,6 +37,7 @@ class Measured:
     predicted: float
     kl: float
     stderr: float
+    planned: bool
 
 
 def asked(text: str) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def measured(database: Database, found: Budget) -> list[Measured]:
             told.append(
                 Measured(
                     row["id"], row["chain"], row["protocol"], row["size.packed"], found.predicted(choice),
-                    row["divergence.kl"], row["divergence.kl.stderr"],
+                    row["divergence.kl"], row["divergence.kl.stderr"], len(set(choice.values())) > 1,
                 )
             )  # fmt: skip
     if not told:
@@ -105,8 +110,9 @@ def _choice(recipe: str, found: Budget) -> dict[str, int] | None:
 
 
 def trusted(points: list[Measured]) -> Trust:
-    """What these measured plans say of predictions."""
-    return trust([one.predicted for one in points], [one.kl for one in points])
+    """What the measured plans among these say of predictions."""
+    plans = [one for one in points if one.planned]
+    return trust([one.predicted for one in plans], [one.kl for one in plans])
 
 
 def building(task: dict[str, Any] | None, alive: bool) -> str:
@@ -115,10 +121,8 @@ def building(task: dict[str, Any] | None, alive: bool) -> str:
         return ""
     if task is None:
         return card(
-            "<h3>Levels are not known yet</h3><p>Every linear is compressed once in each of a dozen ways, "
-            "from 8 bits to 2 and half sparse, and one backward pass predicts what each would cost the "
-            "model. On the embedded model that takes some ten minutes; it is done once and kept.</p>"
-            f"<p>{button('Learn the levels', 'learn')}</p>",
+            f"<h3>{say('budget.no_levels')}</h3><p>{say('budget.what_levels_are')}</p>"
+            f"<p>{button(say('budget.learn_the_levels'), 'learn')}</p>",
             "levels-card",
         )
     if task["status"] in ("queued", "running"):
@@ -127,19 +131,27 @@ def building(task: dict[str, Any] | None, alive: bool) -> str:
         width = 100 * {"levels": 0.85 * done, "gradients": 0.85, "sensitivity": 0.87 + 0.13 * done}.get(
             task["stage"] or "", 0.0
         )
-        waits = "" if task["status"] == "running" else "waits for its turn"
-        waits = waits if alive else "waits for a worker"
+        waits = "" if task["status"] == "running" else say("budget.waits_for_its_turn")
+        waits = waits if alive else say("budget.waits_for_a_worker")
         spent = max(0.0, (task["heartbeat"] or 0) - (task["started"] or 0))
-        since = f", for {duration(spent)}" if task["started"] else ""
-        told = waits or f"{task['stage'] or 'begins'}: {task['detail'] or ''}{since}"
+        since = say("budget.for_so_long", time=duration(spent)) if task["started"] else ""
+        told = waits or f"{task['stage'] or say('budget.begins')}: {task['detail'] or ''}{since}"
+        title = say("budget.learning")
+        cancel = button(say("common.cancel"), "cancel", danger=True)
         return card(
-            f"{top('<h3>Learning the levels</h3>', button('Cancel', 'cancel', danger=True))}"
-            f"<p>{escape(told)}</p><div class='bar' role='progressbar' aria-label='Learning the levels' "
+            f"{top(f'<h3>{title}</h3>', cancel)}"
+            f"<p>{escape(told)}</p><div class='bar' role='progressbar' aria-label='{title}' "
             f"aria-valuemin='0' aria-valuemax='100' aria-valuenow='{width:.0f}'>"
             f"<i style='width:{width:.1f}%'></i></div>",
             "levels-card",
         )
-    why = str(task["error"] or "It was cancelled.").strip().splitlines()[-1]
+    why = str(task["error"] or say("budget.was_cancelled")).strip().splitlines()[-1]
     return banner(
-        f"Learning the levels {escape(task['status'])}: {escape(why)} {button('Try again', 'learn')}", "bad"
+        say(
+            "budget.not_learned",
+            status=STATES[task["status"]],
+            why=escape(why),
+            button=button(say("budget.try_again"), "learn"),
+        ),
+        "bad",
     )

@@ -15,8 +15,9 @@ from store.database import Database
 from ui.answers import divergence
 from ui.charts import Figure, heat_map
 from ui.layer_map import in_order
-from ui.panel import badge, banner, button, card, figures, table, top
+from ui.panel import STATES, badge, banner, button, card, figures, table, top
 from ui.quantities import byte_size, significant, with_error
+from ui.texts import say
 
 
 def cost_map(layout: ModelFacts, found: Budget | None, level: int, chosen: str) -> Figure:
@@ -25,21 +26,23 @@ def cost_map(layout: ModelFacts, found: Budget | None, level: int, chosen: str) 
     for name, (outputs, inputs) in layout.layers.items():
         block, projection = layout.family.place(name)
         cost = None
-        told = f"{outputs} x {inputs} weights"
+        told = say("surgery.weights", outputs=outputs, inputs=inputs)
         if found is not None:
             at = found.layers.index(name)
             cost = found.losses[at][level]
-            told = (
-                f"predicted KL {significant(cost, 3)}, layer error {significant(found.errors[at][level], 3)}"
+            told = say(
+                "surgery.predicted_and_error",
+                cost=significant(cost, 3),
+                error=significant(found.errors[at][level], 3),
             )
         rows.append(
             {"layer": name, "block": block, "projection": projection, "cost": cost, "size": outputs * inputs}
         )
-        hovers[name] = f"<b>{escape(name)}</b><br>{told}<br>click to operate"
+        hovers[name] = f"<b>{escape(name)}</b><br>{told}<br>{say('surgery.click_to_operate')}"
     cells = in_order(pd.DataFrame(rows)).set_index("layer")
     if found is None:
-        return heat_map(cells, "size", "Weights of the linear", hovers, False, chosen)
-    title = f"Predicted KL when only this linear is at {escape(found.levels[level].name)}"
+        return heat_map(cells, "size", say("surgery.map_of_sizes"), hovers, False, chosen)
+    title = say("surgery.map_of_costs", level=escape(found.levels[level].name))
     return heat_map(cells, "cost", title, hovers, False, chosen, log=True)
 
 
@@ -47,12 +50,14 @@ def cell(layout: ModelFacts, found: Budget | None, layer: str) -> str:
     """The chosen linear: its shape, and what each level is predicted to cost there."""
     if layer not in layout.layers:
         return card(
-            "<h3>One linear</h3><p>Choose a cell of the map, choose what to do to it below, and operate: the "
-            "model with that one change is measured in seconds.</p>",
+            f"<h3>{say('layers.one_linear')}</h3><p>{say('surgery.choose_a_cell')}</p>",
             "cell-card",
         )
     outputs, inputs = layout.layers[layer]
-    body = f"<h3 class='mono'>{escape(layer)}</h3><p class='note'>{outputs} outputs x {inputs} inputs</p>"
+    body = (
+        f"<h3 class='mono'>{escape(layer)}</h3><p class='note'>"
+        f"{say('surgery.shape', outputs=outputs, inputs=inputs)}</p>"
+    )
     if found is not None:
         at = found.layers.index(layer)
         order = sorted(range(len(found.levels)), key=lambda number: -found.bytes[at][number])
@@ -63,7 +68,8 @@ def cell(layout: ModelFacts, found: Budget | None, layer: str) -> str:
             )
             for number in order
         ]  # fmt: skip
-        body += table(("Level", "bytes", "layer error", "predicted KL"), lines)
+        head = (say("budget.level"), say("surgery.bytes"), say("surgery.layer_error"))
+        body += table((*head, say("surgery.predicted_kl")), lines)
     return card(body, "cell-card")
 
 
@@ -82,25 +88,27 @@ def outcome(task: dict[str, Any] | None, found: Budget | None) -> str:
         return ""
     name = f"<h3>{escape(task['arguments']['layer'])}</h3>"
     if task["status"] in ("queued", "running"):
-        told = task["stage"] or "waits for a worker"
-        return card(f"{top(name, badge(told, 'info'))}<p class='note'>Measured in a moment.</p>", "operation")
+        told = task["stage"] or say("budget.waits_for_a_worker")
+        return card(f"{top(name, badge(told, 'info'))}<p class='note'>{say('surgery.soon')}</p>", "operation")
     if task["status"] != "done":
-        why = str(task["error"] or "cancelled").strip().splitlines()[-1]
-        return banner(f"The operation {escape(task['status'])}: {escape(why)}", "bad")
+        why = str(task["error"] or say("common.cancelled")).strip().splitlines()[-1]
+        return banner(say("surgery.not_done", status=STATES[task["status"]], why=escape(why)), "bad")
     made = task["result"]
     guess = predicted(found, made["layer"], task["arguments"]["stages"])
     numbers = {
-        "KL from dense": with_error("divergence.kl", made["kl"], made["kl_stderr"]),
-        "predicted": significant(guess, 3) if guess is not None else "",
-        f"perplexity, dense {significant(made['dense_perplexity'])}": significant(made["perplexity"]),
-        "layer error": significant(made["error"], 3),
-        "of its bytes": f"{100 * made['bytes'] / made['dense_bytes']:.0f} %",
+        say("surgery.kl_from_dense"): with_error("divergence.kl", made["kl"], made["kl_stderr"]),
+        say("surgery.predicted"): significant(guess, 3) if guess is not None else "",
+        say("surgery.perplexity", dense=significant(made["dense_perplexity"])): significant(
+            made["perplexity"]
+        ),
+        say("surgery.layer_error"): significant(made["error"], 3),
+        say("surgery.of_its_bytes"): f"{100 * made['bytes'] / made['dense_bytes']:.0f} %",
     }
     answers = "".join(_answer(answer) for answer in made["answers"])
     heading = f"<h3>{escape(made['chain'])}</h3>"
-    note = f"On {made['tokens']} tokens of the text's test part, {made['seconds']:.1f} s."
+    note = say("surgery.measured_on", tokens=made["tokens"], seconds=made["seconds"])
     return card(
-        f"{top(heading, button('Again', 'operate'))}"
+        f"{top(heading, button(say('surgery.again'), 'operate'))}"
         f"{figures({label: value for label, value in numbers.items() if value})}"
         f"<p class='note'>{note}</p>{answers}",
         "operation",
@@ -112,13 +120,13 @@ def _answer(answer: dict[str, str]) -> str:
     prompt = f"<span class='note mono'>{escape(answer['prompt'])}</span>"
     apart = divergence(changed, [], dense, [])
     if apart is None:
-        told, body = badge("word for word the same", "good"), escape(changed)
+        told, body = badge(say("common.word_for_word_the_same"), "good"), escape(changed)
     else:
-        told = badge("parts from dense", "warn")
+        told = badge(say("surgery.parts_from_dense"), "warn")
         body = f'{escape(changed[: apart[0]])}<span class="after">{escape(changed[apart[0] :])}</span>'
     return (
         f"<div class='lane said'>{top(prompt, told)}"
-        f"<div class='text'>{body}</div><details><summary class='note'>dense</summary>"
+        f"<div class='text'>{body}</div><details><summary class='note'>{say('common.dense')}</summary>"
         f"<div class='text'>{escape(dense)}</div></details></div>"
     )
 
@@ -140,4 +148,8 @@ def history(database: Database, task_ids: Sequence[str], found: Budget | None) -
         )  # fmt: skip
     if len(lines) < 2:
         return ""
-    return card(f"<h3>Operations</h3>{table(('', 'KL', 'predicted', 'bytes'), lines)}", "operations")
+    return card(
+        f"<h3>{say('surgery.operations')}</h3>"
+        f"{table(('', say('surgery.kl'), say('surgery.predicted'), say('surgery.bytes')), lines)}",
+        "operations",
+    )

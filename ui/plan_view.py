@@ -15,8 +15,9 @@ from ui.layer_map import in_order
 from ui.learned import Measured
 from ui.panel import figures, table
 from ui.quantities import byte_size, significant
+from ui.texts import say
 
-PACKED, KL = charts.COSTS["size.packed"], Axis("divergence.kl", "KL divergence from dense", log=True)
+PACKED, KL = charts.COSTS["size.packed"], Axis("divergence.kl", say("budget.kl"), log=True)
 # Points of the predicted line: the eye sees no more.
 _LINE = 160
 # Below it the line falls out of the picture: nobody tells such a plan from the dense model.
@@ -41,16 +42,17 @@ def front_figure(
         band = [*(losses * trust.factor), *(losses[::-1] / trust.factor)]
         traces.append(
             {
-                "type": "scatter", "mode": "lines", "name": "interval of predictions", "hoverinfo": "skip",
+                "type": "scatter", "mode": "lines", "name": say("budget.interval_of_predictions"),
+                "hoverinfo": "skip",
                 "x": _list([*sizes, *sizes[::-1]], 1e6), "y": _list(band),
                 "fill": "toself", "fillcolor": "var(--plot-band)", "line": {"width": 0},
             }
         )  # fmt: skip
     traces.append(
         {
-            "type": "scatter", "mode": "lines", "name": "predicted plans",
+            "type": "scatter", "mode": "lines", "name": say("budget.predicted_plans"),
             "x": _list(sizes, 1e6), "y": _list(losses), "line": {"color": "var(--accent)", "width": 2},
-            "hovertemplate": "%{x:.1f} MB, predicted KL %{y:.3g}<extra></extra>",
+            "hovertemplate": f'{say("budget.hover_predicted")}<extra></extra>',
         }
     )  # fmt: skip
     traces.append(_uniform(found, trust))
@@ -59,7 +61,7 @@ def front_figure(
     if predicted > 0:
         traces.append(
             {
-                "type": "scatter", "mode": "markers", "name": "this plan", "hoverinfo": "skip",
+                "type": "scatter", "mode": "markers", "name": say("budget.this_one"), "hoverinfo": "skip",
                 "x": _list([packed], 1e6), "y": _list(trust.corrected([predicted])),
                 "marker": {
                     "symbol": "circle-open", "size": 17, "color": "var(--accent)", "line": {"width": 3},
@@ -77,11 +79,10 @@ def _measured(points: Sequence[Measured], trust: Trust) -> Figure:
     ]
     errors = _list([one.stderr for one in points])
     return {
-        "type": "scatter", "mode": "markers", "name": "measured", "customdata": facts,
+        "type": "scatter", "mode": "markers", "name": say("budget.measured"), "customdata": facts,
         "x": _list([one.packed for one in points], 1e6), "y": _list([one.kl for one in points]),
         "error_y": {"type": "data", "array": errors, "thickness": 1, "width": 2},
-        "hovertemplate": "<b>%{customdata[1]}</b><br>measured %{y:.3g}, "
-        "predicted %{customdata[2]}<extra></extra>",
+        "hovertemplate": f'<b>%{{customdata[1]}}</b><br>{say("budget.hover_measured")}<extra></extra>',
         "marker": {"color": "var(--plot-front)", "size": 9},
     }  # fmt: skip
 
@@ -92,10 +93,10 @@ def _uniform(found: Budget, trust: Trust) -> Figure:
     sizes = [found.packed(dict.fromkeys(found.layers, number)) for number in numbers]
     losses = [found.predicted(dict.fromkeys(found.layers, number)) for number in numbers]
     return {
-        "type": "scatter", "mode": "markers", "name": "uniform, predicted", "x": _list(sizes, 1e6),
+        "type": "scatter", "mode": "markers", "name": say("budget.uniform_predicted"), "x": _list(sizes, 1e6),
         "y": _list(trust.corrected(losses)),
         "text": [escape(found.levels[number].name) for number in numbers],
-        "hovertemplate": "every linear %{text}<br>%{x:.1f} MB, predicted KL %{y:.3g}<extra></extra>",
+        "hovertemplate": f'{say("budget.hover_uniform")}<br>{say("budget.hover_predicted")}<extra></extra>',
         "marker": {"symbol": "diamond-open", "color": "var(--ink-3)", "size": 9, "line": {"width": 1.6}},
     }  # fmt: skip
 
@@ -109,11 +110,12 @@ def plan_figure(found: Budget, plan: Sequence[int]) -> Figure:
         bits = 8 * found.bytes[at][level] / found.weights[at]
         rows.append({"layer": name, "block": block, "projection": projection, "bits": bits})
         hovers[name] = (
-            f"<b>{escape(name)}</b><br>{escape(found.levels[level].name)}, {bits:.2f} bits per weight<br>"
-            f"predicted cost {significant(found.losses[at][level], 3)}"
+            f"<b>{escape(name)}</b><br>"
+            f"{say('budget.hover_bits', name=escape(found.levels[level].name), bits=bits)}<br>"
+            f"{say('budget.hover_cost', cost=significant(found.losses[at][level], 3))}"
         )
     cells = in_order(pd.DataFrame(rows)).set_index("layer")
-    return heat_map(cells, "bits", "Bits per weight", hovers, False)
+    return heat_map(cells, "bits", say("budget.bits_per_weight"), hovers, False)
 
 
 def told(found: Budget, plan: Sequence[int], trust: Trust, points: Sequence[Measured]) -> str:
@@ -123,10 +125,10 @@ def told(found: Budget, plan: Sequence[int], trust: Trust, points: Sequence[Meas
     dense = found.packed(dict.fromkeys(found.layers, 0))
     stored = sum(found.bytes[at][level] for at, level in enumerate(plan))
     numbers = {
-        "packed": byte_size(packed),
-        "of dense": f"{100 * packed / dense:.1f} %",
-        "bits per linear weight": f"{8 * stored / sum(found.weights):.2f}",
-        "predicted KL": _interval(predicted, trust),
+        say("budget.packed"): byte_size(packed),
+        say("budget.of_dense"): f"{100 * packed / dense:.1f} %",
+        say("budget.bits_per_linear_weight"): f"{8 * stored / sum(found.weights):.2f}",
+        say("budget.predicted_kl"): _interval(predicted, trust),
     }
     lines: list[tuple[str, ...]] = []
     for number, level in enumerate(found.levels):
@@ -134,8 +136,9 @@ def told(found: Budget, plan: Sequence[int], trust: Trust, points: Sequence[Meas
         if held:
             share = sum(found.weights[at] for at in held) / sum(found.weights)
             lines.append((escape(level.name), str(len(held)), f"{100 * share:.0f} %"))
+    head = (say("budget.level"), say("budget.linears"), say("budget.of_the_weights"))
     return (
-        f"<h3>This plan</h3>{figures(numbers)}{table(('Level', 'linears', 'of the weights'), lines)}"
+        f"<h3>{say('budget.this_plan')}</h3>{figures(numbers)}{table(head, lines)}"
         f'<p class="note">{_beside(found, packed, predicted)} {_honesty(trust, points)}</p>'
     )
 
@@ -145,7 +148,9 @@ def _interval(predicted: float, trust: Trust) -> str:
     if trust.factor is None or predicted <= 0:
         return significant(middle, 3)
     low, high = middle / trust.factor, middle * trust.factor
-    return f"{significant(middle, 3)} ({significant(low, 3)} to {significant(high, 3)})"
+    return say(
+        "budget.interval", middle=significant(middle, 3), low=significant(low, 3), high=significant(high, 3)
+    )
 
 
 def _beside(found: Budget, packed: int, predicted: float) -> str:
@@ -160,22 +165,26 @@ def _beside(found: Budget, packed: int, predicted: float) -> str:
     loss, name = min(fitting)
     if not loss:
         return ""
-    more = f"{loss / predicted:.2f} times as much"
-    return f"The best single level that fits, {escape(name)}, is predicted to cost {more}."
+    more = say("budget.times_as_much", times=loss / predicted)
+    return say("budget.best_single_level", name=escape(name), more=more)
 
 
 def _honesty(trust: Trust, points: Sequence[Measured]) -> str:
     if trust.count == 0:
-        return "No plan of this model has been measured yet: this is what the gradients say. Verify one."
+        return say("budget.none_measured")
     if trust.factor is None:
-        return f"{trust.count} measured so far; from four on the interval of predictions is shown."
+        return say("budget.few_measured", count=trust.count)
     ranks = pd.DataFrame({"p": [one.predicted for one in points], "m": [one.kl for one in points]}).corr(
         "spearman"
     )
-    return (
-        f"From {trust.count} measured plans: measured KL is about {trust.scale:.2f} x predicted"
-        f"<sup>{trust.power:.2f}</sup>, rank correlation {ranks.iloc[0, 1]:.3f}; predicted from the others, "
-        f"{trust.covered} of {trust.count} lay within their interval (a factor of {trust.factor:.2f})."
+    return say(
+        "budget.honesty",
+        count=trust.count,
+        scale=trust.scale,
+        power=trust.power,
+        correlation=ranks.iloc[0, 1],
+        covered=trust.covered,
+        factor=trust.factor,
     )
 
 

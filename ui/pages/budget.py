@@ -21,6 +21,7 @@ from ui import learned
 from ui.panel import address, banner, button, card, code, link, panel
 from ui.plan_view import front_figure, plan_figure, told
 from ui.plot import plot
+from ui.texts import say
 from ui.visitor import user_of
 
 # Along the line, evenly in predicted KL: what the interval of predictions is learned from.
@@ -51,12 +52,13 @@ def queued(jobs: Jobs, recipes: Sequence[Recipe], user: str) -> str:
     """Queue what verifies plans, and say so."""
     made = [jobs.submit(recipe, user=user, source="page") for recipe in recipes]
     fresh = sum(one.created for one in made)
-    told_ = f"{fresh} queued." if fresh else ""
+    told_ = say("budget.queued", fresh=fresh) if fresh else ""
     if len(made) > fresh:
-        told_ += f" {len(made) - fresh} asked for before."
+        told_ += f" {say('budget.known', count=len(made) - fresh)}"
     query = urlencode({"run": made[0].run_id})
-    ways = f"{link('Watch the queue', f'queue?{query}')} {link('Explore', f'./?{query}')}"
-    body = f"<p>Measured points appear here as they finish.</p><div class='acts'>{ways}</div>"
+    ways = link(say("common.watch_the_queue"), f"queue?{query}") + " "
+    ways += link(say("common.explore"), f"./?{query}")
+    body = f"<p>{say('budget.points_appear')}</p><div class='acts'>{ways}</div>"
     return card(f"<h3>{told_.strip()}</h3>{body}", "verify-card")
 
 
@@ -67,23 +69,23 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     cards = catalogue(host)
     with gr.Row(equal_height=False):
         model = gr.Dropdown(
-            [(one.title, one.id) for one in cards], value=cards[0].id, label="Model", elem_id="budget-model",
-            allow_custom_value=True, scale=3, min_width=220,
+            [(one.title, one.id) for one in cards], value=cards[0].id, label=say("common.model"),
+            elem_id="budget-model", allow_custom_value=True, scale=3, min_width=220,
         )  # fmt: skip
         text = gr.Dropdown(
-            [one.name for one in texts(host)], value="wikipedia-en", label="Calibration text",
+            [one.name for one in texts(host)], value="wikipedia-en", label=say("budget.calibration_text"),
             elem_id="budget-text", allow_custom_value=True, scale=2, min_width=180,
         )  # fmt: skip
         size = gr.Slider(
-            0, 1e6, 0, step=0.1, label="Packed size (MB)", elem_id="budget-size", scale=5, min_width=300,
+            0, 1e6, 0, step=0.1, label=say("axis.packed"), elem_id="budget-size", scale=5, min_width=300,
             visible=False,
         )  # fmt: skip
     problem = panel("budget-problem")
     levels = panel("budget-levels")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            line = plot("budget-plot", "Predicted and measured KL by packed size")
-            plan_map = plot("plan-map", "Bits per weight of every linear under the plan")
+            line = plot("budget-plot", say("budget.plot"))
+            plan_map = plot("plan-map", say("budget.map"))
         with gr.Column(scale=3, min_width=320):
             numbers = panel("budget-plan")
             outcome = panel("budget-outcome")
@@ -116,7 +118,9 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         trust = learned.trusted(measured)
         front = front_figure(found, walk, trust, measured, found.packed(choice), found.predicted(choice))
         recipe = json.dumps(json.loads(recipe_at(found, plan).to_json()), separators=(",", ":"))
-        acts = button("Verify this plan", "verify") + button(f"Verify {_SPREAD} along the line", "spread")
+        acts = button(say("budget.verify_this_plan"), "verify") + button(
+            say("budget.verify_several", count=_SPREAD), "spread"
+        )
         body = (
             f"{told(found, plan, trust, measured)}<div class='acts' style='margin-top:8px'>{acts}</div>"
             "<details id='plan-recipe'><summary class='note'>recipe.json</summary>"
@@ -152,10 +156,10 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             both = known(model_, text_)
         except UserError:
             return gr.skip()
-        if both is not None and before[1] == version[1] and before[0] != -1 and megabytes > 1:
+        if both is not None and before[1] == version[1] and before[0] != -1 and megabytes > 0:
             # Only progress of other work.
             return [version, *(gr.skip() for _ in shown)]
-        return [version, *drawn(model_, text_, megabytes if megabytes > 1 else None)]
+        return [version, *drawn(model_, text_, megabytes if megabytes > 0 else None)]
 
     def pressed(
         event: gr.EventData, request: gr.Request, model_: str, text_: str, megabytes: float
@@ -169,12 +173,12 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                 task = learned.task_of(jobs, model_, text_)
                 if task is not None:
                     if host.auth and task["user"] != user:
-                        raise UserError(f"{task['user']} asked for this; only they may cancel it")
+                        raise UserError(say("budget.not_yours", user=task["user"]))
                     jobs.cancel_task(task["id"])
                 return ["", *drawn(model_, text_, None)]
             both = known(model_, text_)
             if both is None:
-                raise UserError("the levels of this model are not known yet")
+                raise UserError(say("budget.levels_not_known"))
             found, walk = both
             plans = (
                 spread(found, walk)

@@ -61,7 +61,7 @@ def queued(jobs: Jobs, recipes: Sequence[Recipe], user: str) -> str:
     return (
         f'<div class="panel" id="queued-card"><h3>{" ".join(said)}</h3>'
         f"{table((say('common.run'), say('compress.chain'), ''), lines, numeric_from=2)}{rest}"
-        f'<div class="acts">{link(say("compress.watch_the_queue"), "queue")} '
+        f'<div class="acts">{link(say("common.watch_the_queue"), "queue")} '
         f"{link(say('common.explore'), './')}</div></div>"
     )
 

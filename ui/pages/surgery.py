@@ -19,6 +19,7 @@ from ui.panel import address, banner, panel
 from ui.plot import plot
 from ui.recipe_form import Template, added, staged
 from ui.stages import method_menu, stage_card
+from ui.texts import say
 from ui.visitor import user_of
 
 _FIRST: list[Template] = [{"method": "quantize.gptq", "params": {"bits": 2}}]
@@ -32,10 +33,10 @@ def chain_of(stages: list[Template]) -> list[dict[str, Any]]:
     chain = []
     for number, stage in enumerate(stages, start=1):
         fields = forms.parameters(discover().methods[stage["method"]].params)
-        where = f"stage {number}, {stage['method']}"
+        where = say("compress.stage_name", number=number, method=stage["method"])
         params = {field.name: forms.read(field, stage["values"][field.name], where) for field in fields}
         if several := [name for name, value in params.items() if isinstance(value, list)]:
-            raise UserError(f"{where}: {several[0]} names several values; surgery takes one")
+            raise UserError(say("surgery.several_values", where=where, parameter=several[0]))
         if params.get("pattern", "free") != "free":
             params.pop("sparsity", None)
         chain.append({"method": stage["method"], "params": params})
@@ -51,21 +52,21 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     layer, done, seen = gr.State(""), gr.State([]), gr.State(-1)
     with gr.Row(equal_height=False):
         model = gr.Dropdown(
-            [(one.title, one.id) for one in cards], value=cards[0].id, label="Model", elem_id="surgery-model",
-            allow_custom_value=True, scale=3, min_width=220,
+            [(one.title, one.id) for one in cards], value=cards[0].id, label=say("common.model"),
+            elem_id="surgery-model", allow_custom_value=True, scale=3, min_width=220,
         )  # fmt: skip
         text = gr.Dropdown(
-            [one.name for one in texts(host)], value="wikipedia-en", label="Text", elem_id="surgery-text",
-            allow_custom_value=True, scale=2, min_width=180,
+            [one.name for one in texts(host)], value="wikipedia-en", label=say("common.text"),
+            elem_id="surgery-text", allow_custom_value=True, scale=2, min_width=180,
         )  # fmt: skip
         level = gr.Dropdown(
-            [_LEVEL], value=_LEVEL, label="Sensitivity to", elem_id="surgery-level", scale=2, min_width=160,
-            visible=False,
+            [_LEVEL], value=_LEVEL, label=say("surgery.sensitivity_to"), elem_id="surgery-level", scale=2,
+            min_width=160, visible=False,
         )  # fmt: skip
     problem = panel("surgery-problem")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            heat = plot("sensitivity", "Predicted cost of every linear, by block and projection")
+            heat = plot("sensitivity", say("surgery.map"))
             levels = panel("surgery-levels")
 
             @gr.render(inputs=[stages], triggers=[shape.change, page.load])
@@ -74,7 +75,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                     stage_card(number, len(current), stage, stages, shape, quiet, everywhere=False)
 
             menu = panel("surgery-methods", method_menu(_KINDS))
-            operate = gr.Button("Operate", variant="primary", elem_id="operate")
+            operate = gr.Button(say("surgery.operate"), variant="primary", elem_id="operate")
         with gr.Column(scale=4, min_width=320):
             chosen = panel("cell")
             result = panel("operation-panel")
@@ -144,7 +145,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         model_: str, text_: str, layer_: str, ids: list[str], current: list[Template], user: str
     ) -> list[str]:
         if not layer_:
-            raise UserError("surgery: choose a cell of the map first")
+            raise UserError(say("surgery.no_cell"))
         wanted = {"layer": layer_, "stages": chain_of(current), **learned.asked(text_)}
         task_id = jobs.ask("surgery", model_, wanted, user)
         return [*(one for one in ids if one != task_id), task_id][-_MOST_KEPT:]
