@@ -1,7 +1,7 @@
 """The Budget: what a plan of levels is predicted to cost, and what measured runs say of such predictions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,45 +138,51 @@ def _of(
 
 @dataclass(frozen=True)
 class Trust:
-    """What measured plans say: measured KL ~ scale * predicted^power, within a factor either way.
+    """What measured plans say: measured KL ~ scale * p * exp(growth * p) for a predicted p, up to a factor.
+
+    Errors that are no longer small add up to more than their sum, so the ratio grows with p; beyond `reach`,
+    the largest p that was measured, it is held at what it is there.
 
     factor    the interval is [KL / factor, KL * factor]; None where too few plans were measured
     covered   of how many measured plans the interval made from the others held the measured KL
     """
 
     scale: float
-    power: float
+    growth: float
+    reach: float
     count: int
     factor: float | None
     covered: int
 
     def corrected(self, predicted: Sequence[float] | np.ndarray) -> np.ndarray:
         """Predictions as measured runs would have them."""
-        return self.scale * np.asarray(predicted, dtype=float) ** self.power
+        p = np.asarray(predicted, dtype=float)
+        return self.scale * p * np.exp(self.growth * np.minimum(p, self.reach))
 
 
 def trust(predicted: Sequence[float], measured: Sequence[float]) -> Trust:
-    """Fit on the log scale, and how far each measured plan is off when the others alone predict it.
+    """Fit the law by least squares of log(measured / predicted), and say how far each plan is off it.
 
-    The factor is the ceil(0.9 (n + 1))-th smallest of those leave-one-out errors, as in the jackknife+
-    (Barber et al. 2021); with few plans that is the largest. Raises UserError for a KL not above zero.
+    The factor is the ceil(0.9 (n + 1))-th smallest of the errors that the plans have when the others alone
+    predict them, as in the jackknife+ (Barber et al. 2021); with few plans that is the largest. Raises
+    UserError for a KL not above zero.
     """
     if not all(value > 0 for value in (*predicted, *measured)):
         raise UserError("a measured or predicted KL is not above zero, so it has no logarithm")
-    x, y = np.log(np.asarray(predicted, dtype=float)), np.log(np.asarray(measured, dtype=float))
-    scale, power = _fit(x, y)
+    x, y = np.asarray(predicted, dtype=float), np.asarray(measured, dtype=float)
+    reach = float(x.max()) if len(x) else 0.0
+    law = _fit(x, y, reach)
     if len(x) < FEWEST_MEASURED:
-        return Trust(scale, power, len(x), None, 0)
+        return law
     errors = []
     for left in range(len(x)):
         others = np.arange(len(x)) != left
-        a, b = _fit(x[others], y[others])
-        errors.append(abs(y[left] - np.log(a) - b * x[left]))
+        errors.append(abs(float(np.log(y[left] / _fit(x[others], y[others], reach).corrected(x[left])))))
     covered = sum(
         error <= _quantile([other for at, other in enumerate(errors) if at != left])
         for left, error in enumerate(errors)
     )
-    return Trust(scale, power, len(x), float(np.exp(_quantile(errors))), covered)
+    return replace(law, factor=float(np.exp(_quantile(errors))), covered=int(covered))
 
 
 def _quantile(errors: Sequence[float]) -> float:
@@ -184,11 +190,13 @@ def _quantile(errors: Sequence[float]) -> float:
     return float(np.sort(errors)[rank - 1])
 
 
-def _fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    if len(x) == 0:
-        return 1.0, 1.0
-    # One or two plans, or plans all alike, tell a factor but no slope.
-    if len(x) < 3 or np.ptp(x) < 1e-9:
-        return float(np.exp(np.mean(y - x))), 1.0
-    power, offset = np.polyfit(x, y, 1)
-    return float(np.exp(offset)), float(power)
+def _fit(x: np.ndarray, y: np.ndarray, reach: float) -> Trust:
+    ratios = np.log(y / x)
+    growth, offset = 0.0, float(ratios.mean()) if len(x) else 0.0
+    # One or two plans, or plans all alike, tell a factor but no growth.
+    if len(x) >= 3 and np.ptp(x) > 1e-9:
+        slope, start = np.polyfit(x, ratios, 1)
+        # A ratio that fell would make a plan that costs more look better somewhere.
+        if slope > 0:
+            growth, offset = float(slope), float(start)
+    return Trust(float(np.exp(offset)), growth, reach, len(x), None, 0)

@@ -59,10 +59,18 @@ def test_the_bytes_of_a_plan_are_those_of_its_run(learned, tmp_path, share):
 
 def test_trust_finds_the_law_that_measured_plans_follow():
     predicted = np.array([0.01, 0.03, 0.1, 0.3, 1.0, 2.0])
-    told = trust(predicted, 1.3 * predicted**1.1)
-    assert (told.scale, told.power) == (pytest.approx(1.3), pytest.approx(1.1))
+    told = trust(predicted, 1.3 * predicted * np.exp(0.6 * predicted))
+    assert (told.scale, told.growth, told.reach) == (pytest.approx(1.3), pytest.approx(0.6), 2.0)
     assert told.factor == pytest.approx(1.0)
-    assert told.corrected([0.5])[0] == pytest.approx(1.3 * 0.5**1.1)
+    assert told.corrected([0.5])[0] == pytest.approx(1.3 * 0.5 * np.exp(0.3))
+    assert told.corrected([4.0])[0] == pytest.approx(1.3 * 4.0 * np.exp(1.2)), "beyond what was measured"
+
+
+def test_a_law_never_makes_a_costlier_plan_look_better():
+    predicted = np.array([0.01, 0.1, 0.5, 1.0, 2.0])
+    told = trust(predicted, predicted * np.array([1.5, 1.4, 1.2, 1.0, 0.8]))
+    assert told.growth == 0
+    assert np.all(np.diff(told.corrected(np.geomspace(0.001, 10, 50))) > 0)
 
 
 def test_the_interval_of_a_scattered_law_is_as_wide_as_its_errors():
@@ -75,9 +83,9 @@ def test_the_interval_of_a_scattered_law_is_as_wide_as_its_errors():
 
 def test_few_measured_plans_give_no_interval():
     assert trust([], []).factor is None
-    assert (trust([], []).scale, trust([], []).power) == (1.0, 1.0)
+    assert (trust([], []).scale, trust([], []).growth) == (1.0, 0.0)
     one = trust([0.1], [0.2])
-    assert (one.scale, one.power, one.factor) == (pytest.approx(2.0), 1.0, None)
+    assert (one.scale, one.growth, one.factor) == (pytest.approx(2.0), 0.0, None)
     assert trust([0.1, 0.2, 0.3], [0.2, 0.4, 0.6]).factor is None
 
 
