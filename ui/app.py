@@ -25,25 +25,26 @@ from ui.pages import (
     surgery,
     tasting,
 )
+from ui.texts import say
 from ui.theme import CSS, ICON, MARK, theme
 
 # (name, path, what builds it); the first page is the front door.
 PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
-    ("Explore", "", explore.build),
-    ("Compress", "compress", compress.build),
-    ("Queue", "queue", queue.build),
-    ("Compare", "compare", compare.build),
-    ("Tasting", "tasting", tasting.build),
-    ("Layers", "layers", layers.build),
-    ("Surgery", "surgery", surgery.build),
-    ("Budget", "budget", budget.build),
-    ("Papers", "papers", papers.build),
-    ("Stories", "stories", stories.build),
-    ("About", "about", about.build),
+    (say("app.explore"), "", explore.build),
+    (say("app.compress"), "compress", compress.build),
+    (say("app.queue"), "queue", queue.build),
+    (say("app.compare"), "compare", compare.build),
+    (say("app.tasting"), "tasting", tasting.build),
+    (say("app.layers"), "layers", layers.build),
+    (say("app.surgery"), "surgery", surgery.build),
+    (say("app.budget"), "budget", budget.build),
+    (say("app.papers"), "papers", papers.build),
+    (say("app.stories"), "stories", stories.build),
+    (say("app.about"), "about", about.build),
 )
 _SCRIPT = (Path(__file__).parent / "head.js").read_text(encoding="utf-8")
 # Pages whose address is a view for a story.
-_VIEWS = ("Explore", "Compare", "Layers")
+_VIEWS = (say("app.explore"), say("app.compare"), say("app.layers"))
 _MARK = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.7" aria-hidden="true">'
     '<path d="M2.5 1.5v16h16"/><path d="M5 4v5h4v3.5h4v2h4.5"/></svg>'
@@ -90,9 +91,7 @@ def launch(
             max_file_size="1mb",
         )
     except OSError as problem:
-        raise UserError(
-            f"port {port} of {name} cannot be used ({problem}); choose another with GRADIO_SERVER_PORT"
-        ) from problem
+        raise UserError(say("app.port_taken", port=port, host=name, problem=problem)) from problem
     return address
 
 
@@ -102,8 +101,8 @@ def _head(here: str) -> str:
         f'<a href="./{path}"{" aria-current=page" if name == here else ""}>{name}</a>'
         for name, path, _ in PAGES
     )
-    add = '<a class="add" href="./stories" data-add>Add to a story</a>' if here in _VIEWS else ""
+    add = f'<a class="add" href="./stories" data-add>{say("app.add_to_a_story")}</a>'
     return (
         f'<header class="head"><a class="brand" href="./">{_MARK}Paretoscope</a>'
-        f'<nav aria-label="Pages">{links}</nav>{add}</header>'
+        f'<nav aria-label="{say("app.pages")}">{links}</nav>{add if here in _VIEWS else ""}</header>'
     )

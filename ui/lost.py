@@ -5,16 +5,17 @@ from html import escape
 from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from ui.texts import LANGUAGE, say
 from ui.theme import CSS, MARK
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="{language}"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>No such page · Paretoscope</title><link rel="icon" href="{mark}"><style>{css}</style></head>
+<title>{title} · Paretoscope</title><link rel="icon" href="{mark}"><style>{css}</style></head>
 <body class="sheet lost"><script>document.body.classList.toggle('dark',
 matchMedia('(prefers-color-scheme: dark)').matches)</script>
-{head}<main class="panel empty"><h1>No such page</h1><p>There is nothing at <code>{path}</code>.</p>
-<p><a class="act" href="{home}">Explore</a></p></main></body></html>
+{head}<main class="panel empty"><h1>{title}</h1><p>{why}</p>
+<p><a class="act" href="{home}">{way}</a></p></main></body></html>
 """
 
 
@@ -31,7 +32,10 @@ def not_found(head: str) -> dict[int, object]:
             mark=MARK,
             css=CSS,
             head=head.replace('href="./', f'href="{escape(home)}'),
-            path=path,
+            language=LANGUAGE,
+            title=say("app.no_such_page"),
+            why=say("app.nothing_there", path=path),
+            way=say("common.explore"),
             home=escape(home),
         )
         return HTMLResponse(body, status_code=404)

@@ -1,9 +1,9 @@
 // A text as every model reads it: tokens tinted by what was chosen, both models' guesses on hover and focus.
 // All of it is written with textContent, for tokens are what a model was given or wrote.
 const SCALES = {
-  loss: {name: 'Loss', marks: [0.5, 1.5, 3, 6], tint: 'h', told: 'nats'},
-  more: {name: 'Loss against dense', marks: [-1, -0.1, 0.1, 1], tint: 'a', told: 'nats'},
-  kl: {name: 'KL from dense', marks: [0.05, 0.2, 0.7, 2], tint: 'h', told: 'nats'},
+  loss: {name: WORDS.loss, marks: [0.5, 1.5, 3, 6], tint: 'h', told: WORDS.nats},
+  more: {name: WORDS.more, marks: [-1, -0.1, 0.1, 1], tint: 'a', told: WORDS.nats},
+  kl: {name: WORDS.kl, marks: [0.05, 0.2, 0.7, 2], tint: 'h', told: WORDS.nats},
 };
 let scale = 'kl', tip = null;
 
@@ -43,10 +43,10 @@ function show(span) {
   const {text, names} = current(), run = span.dataset.run, at = Number(span.dataset.at);
   const own = run ? text.runs[run] : text.dense, right = text.ids[at + 1];
   tip.replaceChildren(made('b', 'mono', spelled(text.pieces[right])),
-    made('span', '', ` loss ${short(own.loss[at])}` + (run ? `, dense ${short(text.dense.loss[at])}, KL ${short(own.kl[at])}, ` +
-      `dense's first guess is number ${own.rank[at]} here` : '')));
+    made('span', '', ' ' + filled(run ? WORDS.token : WORDS.dense_token, {loss: short(own.loss[at]),
+      dense: short(text.dense.loss[at]), kl: run && short(own.kl[at]), rank: run && own.rank[at]})));
   const both = made('div', 'both');
-  both.append(guesses(text, 'dense', text.dense.top[at], right));
+  both.append(guesses(text, WORDS.dense, text.dense.top[at], right));
   if (run) both.append(guesses(text, names[run] || run, own.top[at], right));
   tip.append(both);
   tip.hidden = false;
@@ -60,9 +60,9 @@ function current() { return typeof props.value === 'string' ? JSON.parse(props.v
 
 function lane(text, run, name) {
   const own = run ? text.runs[run] : text.dense;
-  const box = made('section', 'lane'), body = made('div', 'text tokens', undefined, {role: 'group', 'aria-label': `Tokens as ${name} reads them; arrow keys move`});
+  const box = made('section', 'lane'), body = made('div', 'text tokens', undefined, {role: 'group', 'aria-label': filled(WORDS.tokens, {name})});
   box.append(made('h3', '', name));
-  const told = `mean loss ${short(mean(own.loss))}` + (run ? `, mean KL ${short(mean(own.kl))}` : '') + ' nats';
+  const told = filled(run ? WORDS.means : WORDS.mean, {loss: short(mean(own.loss)), kl: run && short(mean(own.kl))});
   box.append(made('p', 'note', told));
   text.ids.forEach((token, place) => {
     const piece = text.pieces[token] ?? '';
@@ -78,7 +78,7 @@ function lane(text, run, name) {
 function legend() {
   const {name, marks, tint, told} = SCALES[scale], row = made('div', 'scale');
   row.append(made('span', 'note', `${name}, ${told}:`));
-  const ends = [`< ${marks[0]}`, ...marks.slice(1).map((mark, at) => `${marks[at]} to ${mark}`), `≥ ${marks[3]}`];
+  const ends = [`< ${marks[0]}`, ...marks.slice(1).map((mark, at) => filled(WORDS.range, {low: marks[at], high: mark})), `≥ ${marks[3]}`];
   ends.forEach((label, at) => row.append(made('span', `tok ${tint}${at}`, label)));
   return row;
 }
@@ -86,13 +86,13 @@ function draw() {
   const host = element.querySelector('.reader');
   if (!props.value) { host.replaceChildren(); return; }
   const {text, names, order} = current();
-  const bar = made('div', 'acts', undefined, {role: 'group', 'aria-label': 'Tint tokens by'});
+  const bar = made('div', 'acts', undefined, {role: 'group', 'aria-label': WORDS.tint});
   for (const [kind, {name}] of Object.entries(SCALES)) {
     const press = made('button', 'act', name, {type: 'button', 'data-scale': kind, 'aria-pressed': kind === scale});
     bar.append(press);
   }
   const lanes = made('div', 'lanes');
-  lanes.append(lane(text, '', 'dense'), ...order.filter(run => text.runs[run]).map(run => lane(text, run, names[run] || run)));
+  lanes.append(lane(text, '', WORDS.dense), ...order.filter(run => text.runs[run]).map(run => lane(text, run, names[run] || run)));
   tip = made('div', 'tip', undefined, {id: 'reader-tip', role: 'tooltip'});
   tip.hidden = true;
   host.replaceChildren(bar, legend(), lanes, tip);

@@ -11,9 +11,24 @@ import gradio as gr
 from ui.answers import lane
 from ui.panel import banner, button, card, table, top
 from ui.quantities import significant
-from ui.texts import say
+from ui.texts import say, script
 
-_SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+# What stands in braces here, the script fills in.
+_WORDS = script(
+    loss=say("compare.tint_loss"),
+    more=say("compare.tint_more"),
+    kl=say("compare.tint_kl"),
+    nats=say("compare.nats"),
+    dense=say("common.dense"),
+    token=say("compare.token_in_numbers", loss="{loss}", dense="{dense}", kl="{kl}", rank="{rank}"),
+    dense_token=say("compare.dense_token_in_numbers", loss="{loss}"),
+    tokens=say("compare.tokens_of", name="{name}"),
+    means=say("compare.mean_loss_and_kl", loss="{loss}", kl="{kl}"),
+    mean=say("compare.mean_loss", loss="{loss}"),
+    range=say("compare.from_to", low="{low}", high="{high}"),
+    tint=say("compare.tint_by"),
+)
+_SCRIPT = _WORDS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 
 
 def reader(elem_id: str) -> gr.HTML:

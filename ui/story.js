@@ -13,12 +13,12 @@ function presentation(root, story, leave) {
   title.textContent = story.title;
   const count = part('span', 'story-count');
   count.setAttribute('aria-live', 'polite');
-  const back = button('←', 'Previous view', () => go(at - 1)), on = button('→', 'Next view', () => go(at + 1));
+  const back = button('←', WORDS.previous, () => go(at - 1)), on = button('→', WORDS.next, () => go(at + 1));
   head.append(title, count, back, on);
-  if (leave) head.append(button('Close', 'Close the presentation', leave));
+  if (leave) head.append(button(WORDS.close, WORDS.leave, leave));
   slide.tabIndex = 0;
   slide.setAttribute('role', 'group');
-  slide.setAttribute('aria-roledescription', 'slide');
+  slide.setAttribute('aria-roledescription', WORDS.slide);
   root.replaceChildren(head, slide);
 
   function show() {
@@ -26,7 +26,7 @@ function presentation(root, story, leave) {
     slide.innerHTML = shown.markup;
     slide.setAttribute('aria-label', shown.name);
     slide.scrollTop = 0;
-    count.textContent = `${at + 1} of ${last + 1}`;
+    count.textContent = filled(WORDS.place, {number: at + 1, count: last + 1});
     back.disabled = at === 0;
     on.disabled = at === last;
     const host = slide.querySelector('.plot');

@@ -24,6 +24,7 @@ from ui.pages import compare, layers
 from ui.panel import table
 from ui.quantities import MISSING
 from ui.side_by_side import numbers
+from ui.texts import many, say
 from ui.view import View, figure, scopes, visible
 
 Frozen = dict[str, Any]
@@ -65,9 +66,9 @@ def read_frozen(written: str, where: str = "story") -> Frozen:
     try:
         frozen = json.loads(written)
     except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from None
+        raise UserError(say("stories.not_valid_json", where=where, error=error)) from None
     if not isinstance(frozen, dict) or frozen.get("frozen") != _FORMAT:
-        raise UserError(f"{where}: no frozen story of format {_FORMAT}")
+        raise UserError(say("stories.wrong_format", where=where, format=_FORMAT))
     return frozen
 
 
@@ -106,7 +107,7 @@ def _plot(database: Database, query: Mapping[str, str]) -> Frozen:
     points = results.points(database)
     known = scopes(points)
     if not known or (view.scope and view.scope not in known):
-        raise _GoneError("The runs of this view were removed.")
+        raise _GoneError(say("stories.runs_are_gone"))
     shown = visible(points, view)
     # When a run finished, and whose it was, is nothing to a reader of the story.
     told = shown.assign(
@@ -117,13 +118,15 @@ def _plot(database: Database, query: Mapping[str, str]) -> Frozen:
     for trace in drawn["data"]:
         for point in trace.get("customdata", []):
             point[-1] = point[-1].replace(f", {MISSING}", "", 1)
-    count = f"{len(told)} run{'' if len(told) == 1 else 's'}"
+    count = many("stories.runs", len(told))
     place = f"{told['model'].iloc[0]}, {told['text'].iloc[0]}, {count}" if len(told) else count
     if view.run:
         ringed = told.loc[told["id"] == view.run, "chain"]
-        place += f"; ringed: {ringed.iloc[0]}" if len(ringed) else "; the run that was ringed was removed"
+        place += (
+            say("stories.ringed", chain=ringed.iloc[0]) if len(ringed) else say("stories.ringed_run_is_gone")
+        )
     cost, quality = (axis.title for axis in view.axes)
-    heading = f"{quality} by {cost[0].lower()}{cost[1:]}"
+    heading = say("stories.plot_heading", quality=quality, cost=cost[0].lower() + cost[1:])
     return {"heading": heading, "note": place, "figure": drawn, "selected": view.run}
 
 
@@ -131,7 +134,7 @@ def _compare(database: Database, query: Mapping[str, str]) -> Frozen:
     runs = _runs(database, query.get("runs", ""))
     rows = answers_of(database, query["group"][:32]) if query.get("group") else []
     if query.get("group") and not rows:
-        raise _GoneError("The answers of this view were removed.")
+        raise _GoneError(say("stories.answers_are_gone"))
     names = {row["run_id"]: _chain(database, row["run_id"]) for row in rows}
     # An error's text may name the machine; that there was one is enough.
     lanes = "".join(
@@ -142,7 +145,7 @@ def _compare(database: Database, query: Mapping[str, str]) -> Frozen:
         f'<p class="prompt">{escape(rows[0]["prompt"])}</p><div class="lanes">{lanes}</div>' if rows else ""
     )
     if not rows and not runs:
-        raise _GoneError("This view names no run.")
+        raise _GoneError(say("stories.no_run_named"))
     heading = ", ".join(run["chain"] for run in runs) or ", ".join(names.values())
     return {"heading": heading, "body": asked + numbers(database, runs)}
 
@@ -152,13 +155,13 @@ def _layers(database: Database, query: Mapping[str, str]) -> Frozen:
     try:
         shown = layers.shown_of(database, [run["id"] for run in runs], query.get("quantity", "error"))
     except UserError as error:
-        raise _GoneError("The map of this view cannot be drawn any more.") from error
+        raise _GoneError(say("stories.no_map")) from error
     if shown is None:
-        raise _GoneError("This view names no run.")
+        raise _GoneError(say("stories.no_run_named"))
     names, chosen = [run["chain"] for run in shown.runs], query.get("layer", "")[:200]
-    what = f"{names[1]} minus {names[0]}" if shown.both else names[0]
+    what = say("stories.minus", second=names[1], first=names[0]) if shown.both else names[0]
     found = facts(shown.tables).get(chosen, [])
-    head = ["", *names, *(["difference"] if shown.both else [])]
+    head = ["", *names, *([say("layers.difference")] if shown.both else [])]
     body = table(head, [(escape(title), *map(escape, values)) for title, values in found]) if found else ""
     frozen = {"heading": f"{shown.quantity.title}: {what}", "note": chosen if found else "", "body": body}
     return frozen | {"figure": json.loads(layers.figure(shown, chosen if found else "")), "selected": ""}
@@ -169,10 +172,10 @@ def _runs(database: Database, ids: str) -> list[dict[str, Any]]:
     found: Sequence[dict[str, Any] | None] = [results.run(database, run_id) for run_id in wanted]
     gone = [run_id for run_id, run in zip(wanted, found, strict=True) if run is None]
     if gone:
-        raise _GoneError(f"Run {', '.join(gone)} was removed, and this view with it.")
+        raise _GoneError(say("stories.run_is_gone", runs=", ".join(gone)))
     runs = [run for run in found if run is not None]
     if len({run["model"] for run in runs}) > 1:
-        raise _GoneError("The runs of this view are of different models.")
+        raise _GoneError(say("stories.several_models"))
     return runs
 
 
@@ -182,4 +185,4 @@ def _chain(database: Database, run_id: str | None) -> str:
 
 
 _FREEZE = {"plot": _plot, "compare": _compare, "layers": _layers}
-_NAMES = {"plot": "Plot", "compare": "Comparison", "layers": "Layers"}
+_NAMES = {"plot": say("stories.plot"), "compare": say("stories.comparison"), "layers": say("stories.layers")}

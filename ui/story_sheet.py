@@ -10,9 +10,19 @@ from markdown_it import MarkdownIt
 from ui.panel import banner
 from ui.plot import DRAWING, LIBRARY
 from ui.story import Frozen
+from ui.texts import LANGUAGE, say, script
 from ui.theme import CSS, MARK
 
-SCRIPT = DRAWING + Path(__file__).with_name("story.js").read_text(encoding="utf-8")
+# What stands in braces here, the script fills in.
+_WORDS = script(
+    previous=say("stories.previous_view"),
+    next=say("stories.next_view"),
+    close=say("common.close"),
+    leave=say("stories.close_the_presentation"),
+    slide=say("stories.slide"),
+    place=say("stories.place", number="{number}", count="{count}"),
+)
+SCRIPT = _WORDS + DRAWING + Path(__file__).with_name("story.js").read_text(encoding="utf-8")
 
 
 def _reader() -> MarkdownIt:
@@ -45,7 +55,7 @@ def slides(frozen: Frozen) -> dict[str, Any]:
 def _slide(view: Frozen) -> dict[str, Any]:
     told = markdown(view["caption"])
     if view["kind"] == "text":
-        return {"name": "Text", "markup": f'<div class="told wide">{told}</div>'}
+        return {"name": say("stories.text"), "markup": f'<div class="told wide">{told}</div>'}
     note = f'<p class="note">{escape(view["note"])}</p>' if view.get("note") else ""
     body = view.get("body", "")
     if view.get("problem"):
@@ -75,7 +85,7 @@ def page(frozen: Frozen) -> str:
     return _PAGE.format(
         title=escape(frozen["title"]), css=CSS.replace("</", "<\\/"), library=library, script=_inline(SCRIPT),
         story=json.dumps(told, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
-        mark=MARK,
+        mark=MARK, language=LANGUAGE, noscript=say("stories.no_script"),
     )  # fmt: skip
 
 
@@ -85,7 +95,7 @@ def _inline(script: str) -> str:
 
 # The policy keeps a file that is passed around from fetching anything, whatever a caption says.
 _PAGE = """<!doctype html>
-<html lang="en">
+<html lang="{language}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -97,7 +107,7 @@ _PAGE = """<!doctype html>
 </head>
 <body class="sheet">
 <main class="story"></main>
-<noscript>This story needs JavaScript to be shown.</noscript>
+<noscript>{noscript}</noscript>
 <script>{library}</script>
 <script type="application/json" id="story">{story}</script>
 <script>{script}

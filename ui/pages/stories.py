@@ -18,6 +18,7 @@ from ui.plot import library
 from ui.quantities import age
 from ui.story import Frozen
 from ui.story_sheet import SCRIPT, markdown, page, slides
+from ui.texts import many, say
 from ui.visitor import user_of
 
 _ADDRESSES = {"plot": "./", "compare": "compare", "layers": "layers"}
@@ -69,22 +70,19 @@ def listing(jobs: Jobs, chosen: str) -> str:
         for name, frozen in stories.shipped().items()
     ]
     for row in results.stories(jobs.database):
-        who = f"by {row['user']}, changed {age(row['changed'])}"
+        who = say("stories.by_user", user=row["user"], changed=age(row["changed"]))
         cards.append(_entry(row["id"], row["title"], row["summary"], len(row["views"]), who, chosen))
-    new = button("New story", "new")
+    new = button(say("stories.new_story"), "new")
     if not cards:
-        why = (
-            "A story walks a reading group through views of the app: a plot, a comparison, a map of layers, "
-            "each with a caption. It is presented full screen with the arrow keys, and exported as one file."
-        )
-        return card(f"<h3>No stories yet</h3><p>{why}</p><p>{new}</p>", look="empty")
+        why = say("stories.what_a_story_is")
+        return card(f"<h3>{say('stories.no_stories_yet')}</h3><p>{why}</p><p>{new}</p>", look="empty")
     return f'<div class="acts top"><span></span><span class="acts">{new}</span></div>{"".join(cards)}'
 
 
 def _entry(story_id: str, title: str, summary: str, count: int, who: str, chosen: str) -> str:
     here = " aria-current=true" if story_id == chosen else ""
-    views = f"{count} view{'' if count == 1 else 's'}, {who or 'comes with the app'}"
-    acts = button("Open", "open", story_id) + button("Present", "present", story_id)
+    views = many("stories.views", count, who=who or say("stories.shipped"))
+    acts = button(say("stories.open"), "open", story_id) + button(say("stories.present"), "present", story_id)
     return card(
         f'<h3{here}>{escape(title)}</h3><div class="told">{markdown(summary)}</div>'
         f'<p class="note">{escape(views)}</p>'
@@ -96,31 +94,35 @@ def views_table(jobs: Jobs, story_id: str, chosen: int, may_edit: bool) -> str:
     """The views of a story in order, with what can be done to each."""
     frozen = told(jobs, story_id)
     if frozen is None:
-        return card("<h3>No such story</h3><p>It may have been removed.</p>") if story_id else ""
+        gone = card(f"<h3>{say('stories.no_such_story')}</h3><p>{say('stories.removed')}</p>")
+        return gone if story_id else ""
     row = results.story(jobs.database, story_id)
     links = [_link(view) for view in row["views"]] if row else [""] * len(frozen["views"])
     lines = []
     for number, (view, way) in enumerate(zip(frozen["views"], links, strict=True)):
-        named = escape(view.get("heading", "Text"))
+        named = escape(view.get("heading", say("stories.text")))
         problem = f'<br><span class="bad-ink">{escape(view["problem"])}</span>' if "problem" in view else ""
         caption = f'<div class="caption told">{markdown(view["caption"])}</div>' if view["caption"] else ""
         acts = way
         if may_edit:
-            acts += button("Caption", "caption", str(number), hint=f"Write the caption of view {number + 1}")
-            acts += button("\N{UPWARDS ARROW}", "up", str(number), hint=f"Move view {number + 1} up")
-            acts += button("\N{DOWNWARDS ARROW}", "down", str(number), hint=f"Move view {number + 1} down")
-            acts += button("Remove", "remove", str(number), danger=True, hint=f"Remove view {number + 1}")
+            at, place = str(number), number + 1
+            write = say("stories.caption_hint", number=place)
+            acts += button(say("stories.caption"), "caption", at, hint=write)
+            acts += button("\N{UPWARDS ARROW}", "up", at, hint=say("stories.up_hint", number=place))
+            acts += button("\N{DOWNWARDS ARROW}", "down", at, hint=say("stories.down_hint", number=place))
+            remove = say("stories.remove_hint", number=place)
+            acts += button(say("stories.remove"), "remove", at, danger=True, hint=remove)
         mark = f'<span class="subtle">{number + 1}</span>'
         name = f"<b>{named}</b>" if number == chosen and may_edit else named
         lines.append((mark, f'{name}{problem}{caption}<div class="acts">{acts}</div>'))
-    acts = button("Present", "present", story_id) + button("Export as HTML", "export", story_id)
-    if not may_edit or story_id.startswith(_SHIPPED):
-        acts += button("Use as a start", "copy", story_id)
-    if may_edit:
-        acts += button("Remove the story", "delete", story_id, danger=True)
-    body = (
-        table((), lines, numeric_from=2) if lines else '<p class="note">No views yet: add the first one.</p>'
+    acts = button(say("stories.present"), "present", story_id) + button(
+        say("stories.export_as_html"), "export", story_id
     )
+    if not may_edit or story_id.startswith(_SHIPPED):
+        acts += button(say("stories.use_as_a_start"), "copy", story_id)
+    if may_edit:
+        acts += button(say("stories.remove_the_story"), "delete", story_id, danger=True)
+    body = table((), lines, numeric_from=2) if lines else f'<p class="note">{say("stories.no_views")}</p>'
     summary = "" if may_edit else markdown(frozen["summary"])
     name = f"<h3 data-page>{escape(frozen['title'])}</h3>"
     return card(f"{top(name, acts)}{summary}{body}", "story-card")
@@ -129,7 +131,8 @@ def views_table(jobs: Jobs, story_id: str, chosen: int, may_edit: bool) -> str:
 def _link(view: dict[str, Any]) -> str:
     if view["kind"] == "text":
         return ""
-    return link("Open the view", _ADDRESSES[view["kind"]] + (f"?{view['query']}" if view["query"] else ""))
+    query = f"?{view['query']}" if view["query"] else ""
+    return link(say("stories.open_the_view"), _ADDRESSES[view["kind"]] + query)
 
 
 def adding(jobs: Jobs, given: str, user: str) -> str:
@@ -140,9 +143,9 @@ def adding(jobs: Jobs, given: str, user: str) -> str:
         return banner(escape(str(error)), "bad")
     name = stories.frozen_view(jobs.database, view)["heading"]
     mine = [row for row in results.stories(jobs.database) if may_edit(jobs, row["id"], user)]
-    acts = "".join(button(row["title"][:60] or "Untitled", "add-to", row["id"]) for row in mine)
-    acts += button("A new story", "add-to", "")
-    return card(f'<h3>Add this view to a story</h3><p>{escape(name)}</p><div class="acts">{acts}</div>')
+    acts = "".join(button(row["title"][:60] or say("stories.untitled"), "add-to", row["id"]) for row in mine)
+    acts += button(say("stories.a_new_story"), "add-to", "")
+    return card(f'<h3>{say("stories.add_to")}</h3><p>{escape(name)}</p><div class="acts">{acts}</div>')
 
 
 def may_edit(jobs: Jobs, story_id: str, user: str) -> bool:
@@ -155,7 +158,7 @@ def edited(jobs: Jobs, story_id: str, user: str, change: Callable[[Story], Story
     """Rewrite a story as it stands in the store now; UserError when it is not this user's."""
     row = results.story(jobs.database, story_id)
     if row is None:
-        raise UserError("there is no such story any more")
+        raise UserError(say("stories.gone"))
     jobs.save_story(parse_story(change(story_of(row)).model_dump()), user, story_id)
 
 
@@ -194,23 +197,23 @@ def build(page_: gr.Blocks, jobs: Jobs) -> None:
             listed = panel("stories")
         with gr.Column(scale=5, min_width=320, visible=False) as side:
             with gr.Column(visible=False) as editor:
-                title = gr.Textbox(label="Title", max_length=200, elem_id="story-title")
+                title = gr.Textbox(label=say("stories.title"), max_length=200, elem_id="story-title")
                 summary = gr.Textbox(
-                    label="Summary", info="In Markdown, on the first slide", lines=2, max_lines=6,
+                    label=say("stories.summary"), info=say("stories.summary_hint"), lines=2, max_lines=6,
                     max_length=2000, elem_id="story-summary",
                 )  # fmt: skip
                 caption = gr.Textbox(
-                    label="Caption", info="In Markdown; saved as you write", lines=4, max_lines=14,
-                    max_length=8000, elem_id="story-caption", visible=False,
+                    label=say("stories.caption"), info=say("stories.caption_field_hint"), lines=4,
+                    max_lines=14, max_length=8000, elem_id="story-caption", visible=False,
                 )  # fmt: skip
             shown = panel("story-views")
             with gr.Row(equal_height=False, visible=False, elem_id="story-more") as more:
                 given = gr.Textbox(
-                    label="Add a view: paste its address", placeholder="compare?runs=...",
+                    label=say("stories.add_address"), placeholder="compare?runs=...",
                     elem_id="story-address", scale=4, min_width=220,
                 )  # fmt: skip
-                add = gr.Button("Add the view", elem_id="story-add-view", scale=0, min_width=120)
-                text = gr.Button("Add a text", elem_id="story-add-text", scale=0, min_width=110)
+                add = gr.Button(say("stories.add_the_view"), elem_id="story-add-view", scale=0, min_width=120)
+                text = gr.Button(say("stories.add_a_text"), elem_id="story-add-text", scale=0, min_width=110)
     here, saved = address("address"), download("download")
     stage = gr.HTML(
         None, elem_id="stage", html_template='<dialog class="story"></dialog>', js_on_load=_PRESENTER,
@@ -223,7 +226,7 @@ def build(page_: gr.Blocks, jobs: Jobs) -> None:
         mine = row is not None and may_edit(jobs, story_id, user)
         count = len(row["views"]) if row else 0
         number = number if 0 <= number < count else -1
-        label = f"Caption of view {number + 1}"
+        label = say("stories.caption_of_view", number=number + 1)
         return [
             banner(escape(complaint), "bad") if complaint else "",
             listing(jobs, story_id), gr.update(visible=bool(story_id)), gr.update(visible=mine),
@@ -256,7 +259,7 @@ def build(page_: gr.Blocks, jobs: Jobs) -> None:
             if action in ("present", "export"):
                 frozen = told(jobs, about)
                 if frozen is None:
-                    raise UserError("there is no such story any more")
+                    raise UserError(say("stories.gone"))
                 if action == "export":
                     file = {"name": _file_name(frozen), "type": "text/html", "text": page(frozen)}
                 else:

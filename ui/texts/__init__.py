@@ -42,8 +42,11 @@ def fields(text: str) -> set[str]:
 
 
 def script(**words: str) -> str:
-    """The words that a script says, as its constant WORDS."""
-    return f"const WORDS = {json.dumps(words)};\n"
+    """The words that a script says, as its constant WORDS; `filled` puts values in the place of {fields}."""
+    return (
+        f"const WORDS = {json.dumps(words)};\n"
+        "const filled = (text, values) => text.replace(/\\{(\\w+)\\}/g, (_, name) => values[name]);\n"
+    )
 
 
 def _read(file: Path) -> Mapping[str, Any]:
