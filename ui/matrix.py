@@ -6,7 +6,7 @@ from typing import Any
 
 from ui.answers import parts_at
 from ui.charts import DENSE
-from ui.panel import badge, card, table
+from ui.panel import STATES, badge, card, table
 from ui.texts import say
 
 _SHOWN = 90
@@ -90,7 +90,7 @@ def _cell(row: Mapping[str, Any], reference: Mapping[str, Any] | None, chosen: s
     if row["status"] in ("queued", "running"):
         note = badge(say("compare.waiting") if row["status"] == "queued" else say("compare.writing"), "info")
     elif row["status"] != "done":
-        note = badge(row["status"], "bad" if row["status"] == "failed" else "warn")
+        note = badge(STATES[row["status"]], "bad" if row["status"] == "failed" else "warn")
     elif reference is None or reference["status"] != "done":
         note = ""
     elif _is_same(row, reference):

@@ -37,6 +37,11 @@ def test_log_ins_are_pairs() -> None:
     assert host.auth == (("ada", "se:cret"), ("bob", "x"))
 
 
+def test_the_pages_speak_english_unless_told_otherwise() -> None:
+    assert Host.from_environment({}).language == "en"
+    assert Host.from_environment({"PARETOSCOPE_LANGUAGE": "nl"}).language == "nl"
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [

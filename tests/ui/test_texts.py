@@ -10,6 +10,7 @@ import pytest
 
 from backend.errors import UserError
 from ui import texts
+from ui.quantities import duration
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "ui").glob("*.py"), *(ROOT / "ui" / "pages").glob("*.py")])
@@ -162,10 +163,10 @@ def made(run):
 
 def test_a_translation_is_used_and_its_gaps_are_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "en.json").write_text(json.dumps(ENGLISH))
-    (tmp_path / "nl.json").write_text('{"common.and_more": "en nog {rest}"}')
+    (tmp_path / "nl.json").write_text('{"number.minutes": "{minutes} minuten"}')
     monkeypatch.setattr(texts, "_TEXTS", texts.read("nl", tmp_path))
-    assert texts.say("common.and_more", rest=3) == "en nog 3"
-    assert texts.say("queue.nothing_printed") == ENGLISH["queue.nothing_printed"]
+    assert duration(1200) == "20 minuten"
+    assert duration(75) == "1 min 15 s"
 
 
 def test_one_and_many_have_texts_of_their_own(monkeypatch: pytest.MonkeyPatch):

@@ -96,7 +96,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                 evaluation_text, *evaluation = _text_fields(host, "evaluation", EVALUATION)
                 metrics = gr.CheckboxGroup(
                     list(discover().metrics), value=list(Evaluation().metrics), label=say("compress.metrics"),
-                    info=say("compress.size_and_sanity_are_always"), elem_id="metrics",
+                    info=say("compress.metrics_hint"), elem_id="metrics",
                 )  # fmt: skip
         with gr.Column(scale=3, min_width=320, elem_classes="sticky"):
             problem = panel("problem")

@@ -46,7 +46,7 @@ def overview(jobs: Jobs, model: str, text: str, effort: str, problems: Mapping[s
     """All cards on this model; why there are none where the model or the text cannot be found."""
     if not claiming():
         return card(
-            f"<h3>{say('papers.no_claims')}</h3><p>{say('papers.no_installed_method_makes_one')}</p>",
+            f"<h3>{say('papers.no_claims')}</h3><p>{say('papers.no_claims_yet')}</p>",
             look="empty",
         )
     try:

@@ -106,8 +106,8 @@ def waiting_table(waiting: Sequence[QueuedRun]) -> str:
     for run in waiting[:MOST_WAITING]:
         acts = (
             button(say("queue.to_the_front"), "front", run.id)
-            + button("\N{UPWARDS ARROW}", "up", run.id, hint=say("queue.run_one_place_earlier"))
-            + button("\N{DOWNWARDS ARROW}", "down", run.id, hint=say("queue.run_one_place_later"))
+            + button("\N{UPWARDS ARROW}", "up", run.id, hint=say("queue.up_hint"))
+            + button("\N{DOWNWARDS ARROW}", "down", run.id, hint=say("queue.down_hint"))
             + button(say("common.cancel"), "cancel", run.id, danger=True)
         )
         told = say("queue.waits_since", id=run.id, model=run.model, user=run.user, created=age(run.created))
@@ -200,7 +200,7 @@ def log(jobs: Jobs, run_id: str) -> str:
         return ""
     run = results.run(jobs.database, run_id)
     if run is None:
-        return banner(say("queue.there_is_no_run", run_id=escape(run_id)), "bad")
+        return banner(say("queue.no_such_run", run_id=escape(run_id)), "bad")
     lines = results.log_tail(jobs.database, run_id)
     printed = "\n".join(escape(line) for line in lines["line"])
     failure = ""
