@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -104,5 +105,5 @@ def _head(here: str) -> str:
     add = f'<a class="add" href="./stories" data-add>{say("app.add_to_a_story")}</a>'
     return (
         f'<header class="head"><a class="brand" href="./">{_MARK}Paretoscope</a>'
-        f'<nav aria-label="{say("app.pages")}">{links}</nav>{add if here in _VIEWS else ""}</header>'
+        f'<nav aria-label="{escape(say("app.pages"))}">{links}</nav>{add if here in _VIEWS else ""}</header>'
     )

@@ -93,8 +93,8 @@ def _progress(standing: Standing) -> str:
         told.append(
             '<p class="note">'
             f"{say('papers.now_running', chain=escape(side.recipe.chain()), width=width, rest=rest)}</p>"
-            f'<div class="bar" role="progressbar" aria-label="{say("common.progress")}" aria-valuemin="0"'
-            ' aria-valuemax="100"'
+            f'<div class="bar" role="progressbar" aria-label="{escape(say("common.progress"))}"'
+            ' aria-valuemin="0" aria-valuemax="100"'
             f' aria-valuenow="{width:.0f}"><i style="width:{width:.1f}%"></i></div>'
         )
     for side in standing.sides:
@@ -173,7 +173,7 @@ def _strip(standing: Standing) -> str:
     )
     ends = f"<span>{say('papers.loses_less')}</span><span>{say('papers.loses_more')}</span>"
     return (
-        f'<div class="strip {look}" role="img" aria-label="{label}">{marks}</div>'
+        f'<div class="strip {look}" role="img" aria-label="{escape(label)}">{marks}</div>'
         f'<div class="ends note">{ends}</div>'
     )
 

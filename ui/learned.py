@@ -136,7 +136,7 @@ def building(task: dict[str, Any] | None, alive: bool) -> str:
         spent = max(0.0, (task["heartbeat"] or 0) - (task["started"] or 0))
         since = say("budget.for_so_long", time=duration(spent)) if task["started"] else ""
         told = waits or f"{task['stage'] or say('budget.begins')}: {task['detail'] or ''}{since}"
-        title = say("budget.learning")
+        title = escape(say("budget.learning"))
         cancel = button(say("common.cancel"), "cancel", danger=True)
         return card(
             f"{top(f'<h3>{title}</h3>', cancel)}"

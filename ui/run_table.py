@@ -62,12 +62,14 @@ def rows(shown: pd.DataFrame, view: View) -> str:
             for title, metric in _NUMBERS
         )
         # Where a line is too narrow for all columns, each number stands below its label.
-        cells = "".join(f'<td class="num" data-label="{title}">{number}</td>' for title, number in numbers)
+        cells = "".join(
+            f'<td class="num" data-label="{escape(title)}">{number}</td>' for title, number in numbers
+        )
         selected = ' aria-selected="true"' if run == view.run else ""
         body.append(
             f'<tr tabindex="0" data-send data-action="open" data-run="{escape(run)}"{selected}>'
             f'<td class="key">{escape(run)}</td><td class="wide">{escape(chain)}{mark}</td>{cells}'
-            f'<td data-label="{say("explore.finished")}">{age(finished)}</td></tr>'
+            f'<td data-label="{escape(say("explore.finished"))}">{age(finished)}</td></tr>'
         )
     if not body:
         return f'<p class="note">{say("explore.nothing_found")}</p>' if view.words else ""

@@ -61,7 +61,7 @@ def _pair(asked: Asked) -> str:
     )
     return (
         f'<p class="asked">{escape(asked.prompt)}</p><div class="lanes">{sides}</div>'
-        f'<div class="votes" role="group" aria-label="{say("tasting.your_vote")}">{votes}</div>'
+        f'<div class="votes" role="group" aria-label="{escape(say("tasting.your_vote"))}">{votes}</div>'
     )
 
 
@@ -85,7 +85,7 @@ def invitation(url: str) -> str:
     return card(
         f"<h3>{say('tasting.invite_others')}</h3><p>{say('tasting.invitation')}</p>"
         f'{code(url, "invitation")}'
-        f'<div class="qr" role="img" aria-label="{say("tasting.qr_code")}">{drawn}</div>',
+        f'<div class="qr" role="img" aria-label="{escape(say("tasting.qr_code"))}">{drawn}</div>',
         "invite",
     )  # fmt: skip
 

@@ -90,7 +90,7 @@ def working(run: QueuedRun, device: str = "") -> str:
         f"{top(name, acts)}<h3>{escape(run.chain)}</h3>"
         '<p class="note">'
         f"{say('queue.asked_for_by', model=escape(run.model), user=escape(run.user), state=state)}</p>"
-        f'<div class="bar" role="progressbar" aria-label="{say("common.progress")}" aria-valuemin="0"'
+        f'<div class="bar" role="progressbar" aria-label="{escape(say("common.progress"))}" aria-valuemin="0"'
         ' aria-valuemax="100"'
         f' aria-valuenow="{width:.0f}"><i style="width:{width:.1f}%"></i></div>'
         f"{figures({label: value for label, value in numbers.items() if value})}",
