@@ -181,7 +181,7 @@ def _honesty(trust: Trust, points: Sequence[Measured]) -> str:
         "budget.honesty",
         count=trust.count,
         scale=trust.scale,
-        power=trust.power,
+        growth=trust.growth,
         correlation=ranks.iloc[0, 1],
         covered=trust.covered,
         factor=trust.factor,
