@@ -129,7 +129,7 @@ def test_measured_runs_of_plans_teach_the_prediction(jobs, known):
     assert len(points) == len(plans)
     trust = learned.trusted(points)
     assert trust.scale == pytest.approx(1.4, rel=1e-3)
-    assert trust.power == pytest.approx(1.0, abs=1e-3)
+    assert trust.growth == pytest.approx(0.0, abs=1e-3)
     shown = told(found, plans[0], trust, points)
     assert f"From {len(plans)} measured plans" in shown
     assert "rank correlation 1.000" in shown
@@ -142,7 +142,7 @@ def test_measured_runs_of_plans_teach_the_prediction(jobs, known):
 def test_without_measured_runs_the_prediction_stands_alone_and_says_so(known):
     found, walk = known
     plan = walk.plan(0.3 * walk.bytes[-1])
-    trust = Trust(1.0, 1.0, 0, None, 0)
+    trust = Trust(1.0, 0.0, 0.0, 0, None, 0)
     shown = told(found, plan, trust, [])
     assert "No plan of this model has been measured yet" in shown
     assert "times as much" in shown

@@ -126,9 +126,11 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             "<details id='plan-recipe'><summary class='note'>recipe.json</summary>"
             f"{code(recipe, 'plan-json')}</details>"
         )
-        where = urlencode({"model": model_, "text": text_, "mb": f"{start / 1e6:.1f}"})
+        where = urlencode({"model": model_, "text": text_, "mb": f"{start / 1e6:.6g}"})
         # The least stays zero: Gradio holds what the page still sends against a new least.
-        ends = {"maximum": round(high / 1e6, 1), "value": round(start / 1e6, 1), "visible": True}
+        digits = 1 if high > 20e6 else 4
+        ends = {"maximum": round(high / 1e6, digits), "value": round(start / 1e6, digits)}
+        ends |= {"step": 10.0**-digits, "visible": True}
         slider = gr.update(**ends) if points_too else gr.skip()
         return [
             slider, "", "", gr.update(value=json.dumps(front), visible=True),
