@@ -174,9 +174,9 @@ def _honesty(trust: Trust, points: Sequence[Measured]) -> str:
         return say("budget.none_measured")
     if trust.factor is None:
         return say("budget.few_measured", count=trust.count)
-    ranks = pd.DataFrame({"p": [one.predicted for one in points], "m": [one.kl for one in points]}).corr(
-        "spearman"
-    )
+    plans = [one for one in points if one.planned]
+    both = pd.DataFrame({"predicted": [one.predicted for one in plans], "kl": [one.kl for one in plans]})
+    ranks = both.corr("spearman")
     return say(
         "budget.honesty",
         count=trust.count,

@@ -93,9 +93,15 @@ def scatter(
         "data": traces,
         "layout": layout(
             x, y, look.log_x, look.log_y, height,
-            f"{revision}|{x.metric}|{y.metric}|{look.log_x}|{look.log_y}",
+            f"{revision}|{x.metric}|{y.metric}|{look.log_x}|{look.log_y}", few_ticks=_spans(table["_y"]),
         ),
     }  # fmt: skip
+
+
+def _spans(values: pd.Series) -> bool:
+    """Whether positive numbers span so much that a tick at each digit would be a crowd."""
+    there = values[values > 0]
+    return bool(len(there) and there.max() / there.min() > 300)
 
 
 def _placed(points: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:

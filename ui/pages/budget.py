@@ -90,6 +90,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             numbers = panel("budget-plan")
             outcome = panel("budget-outcome")
     here = address("address")
+    # The size that is shown. Not read off the slider: before anybody moved it, its page may send text.
+    chosen = gr.State(0.0)
     seen = gr.State((-1, -1))
     timer = gr.Timer(2)
 
@@ -98,16 +100,16 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         return None if found is None or walk is None else (found, walk)
 
     def drawn(model_: str, text_: str, megabytes: float | None, points_too: bool = True) -> list[Any]:
-        """Slider, problem, levels, both plots, numbers, address."""
+        """Slider, problem, levels, both plots, numbers, address, size shown."""
         hidden = gr.update(visible=False)
         try:
             both = known(model_, text_)
             task = learned.task_of(jobs, model_, text_)
         except UserError as error:
-            return [hidden, banner(escape(str(error)), "bad"), "", hidden, hidden, "", gr.skip()]
+            return [hidden, banner(escape(str(error)), "bad"), "", hidden, hidden, "", gr.skip(), 0.0]
         if both is None:
             alive = bool(results.workers(database, host.stale_after)["alive"].any())
-            return [hidden, "", learned.building(task, alive), hidden, hidden, "", gr.skip()]
+            return [hidden, "", learned.building(task, alive), hidden, hidden, "", gr.skip(), 0.0]
         found, walk = both
         low, high = (found.rest_bytes + end for end in (walk.bytes[0], walk.bytes[-1]))
         start = low + 0.15 * (high - low) if megabytes is None else megabytes * 1e6
@@ -135,7 +137,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         return [
             slider, "", "", gr.update(value=json.dumps(front), visible=True),
             gr.update(value=json.dumps(plan_figure(found, plan)), visible=True),
-            card(body, "plan-card"), f"?{where}",
+            card(body, "plan-card"), f"?{where}", start / 1e6,
         ]  # fmt: skip
 
     def opened(request: gr.Request) -> list[Any]:
@@ -194,14 +196,14 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         except UserError as error:
             return [banner(escape(str(error)), "bad"), *(gr.skip() for _ in shown)]
 
-    shown = [size, problem, levels, line, plan_map, numbers, here]
+    shown = [size, problem, levels, line, plan_map, numbers, here, chosen]
     page.load(opened, None, [model, text, seen, *shown], **quiet)
     for control in (model, text):
         control.input(changed, [model, text], shown, **quiet)
     size.input(moved, [model, text, size], shown, trigger_mode="always_last", **quiet)
     for source in (levels, numbers):
-        source.select(pressed, [model, text, size], [outcome, *shown], **quiet)
-    timer.tick(tick, [seen, model, text, size], [seen, *shown], concurrency_limit=None, **quiet)
+        source.select(pressed, [model, text, chosen], [outcome, *shown], **quiet)
+    timer.tick(tick, [seen, model, text, chosen], [seen, *shown], concurrency_limit=None, **quiet)
 
 
 def _number(text: str | None) -> float | None:
