@@ -13,6 +13,7 @@ from backend.host import Host
 from backend.jobs import Jobs
 from store import results
 from ui.lost import not_found
+from ui.noise import series_name
 from ui.pages import (
     about,
     budget,
@@ -28,6 +29,7 @@ from ui.pages import (
 )
 from ui.texts import say
 from ui.theme import CSS, ICON, MARK, theme
+from ui.view import View
 
 # (name, path, what builds it); the first page is the front door.
 PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
@@ -56,7 +58,7 @@ def build(host: Host) -> gr.Blocks:
     """All pages; they share nothing but the store."""
     jobs = Jobs(host)
     # Reading thousands of runs for the first time takes a second: not the first visitor's.
-    threading.Thread(target=results.points, args=[jobs.database], daemon=True).start()
+    threading.Thread(target=_read_all, args=[jobs], daemon=True).start()
     demo = gr.Blocks(title="Paretoscope", analytics_enabled=False)
     for name, path, build_page in PAGES:
         with demo if not path else demo.route(name, f"/{path}"):
@@ -64,6 +66,11 @@ def build(host: Host) -> gr.Blocks:
             build_page(demo, jobs)
     demo.queue(default_concurrency_limit=8, max_size=256)
     return demo
+
+
+def _read_all(jobs: Jobs) -> None:
+    results.points(jobs.database)
+    results.windows(jobs.database, series_name(View.y))
 
 
 def launch(

@@ -168,7 +168,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     here, saved = address("address"), download("download")
     run, order, basket = gr.State(""), gr.State(""), gr.State("")
     seen = gr.State((-1, -1))
-    timer = gr.Timer(3)
+    # Each tick of each open page costs the server some 25 ms, which a run beside it then lacks.
+    timer = gr.Timer(5)
 
     # In the order of the fields of a View.
     controls: Sequence[Any] = (
