@@ -28,6 +28,8 @@ _FIRST_RATES = {
     "score": 1.6e-11,
     "fixed": 5.0,
 }
+# Fewer past runs than this say nothing about the next one.
+_FEWEST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Estimate:
     then they are those of its mean. Seconds and peak memory are predictions.
 
     seconds_error   median relative error of such predictions for the past runs on this machine, or None
+    peak_error      the same of the peak memory while compressing
     """
 
     packed_bytes: int
@@ -46,19 +49,32 @@ class Estimate:
     seconds: float
     seconds_error: float | None
     peak_bytes: int
+    peak_error: float | None
     formula: str
 
 
 def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) -> Estimate:
     """Sizes, time and peak memory of a run; UserError when the run cannot work, with the reason.
 
-    `history` holds one row per past run and phase: run_id, model, recipe (JSON), phase, seconds.
+    `history` holds one row per past run and phase: run_id, model, recipe (JSON), phase, seconds, peak_bytes.
     """
     layout = facts(recipe.model, host)
     check_layers(recipe, layout.layers, layout.positions)
     check_text(recipe.evaluation.text, host)
     if _reads_text(recipe):
         check_text(recipe.calibration.text, host)
+    linears, embeddings, rest, dense, value_bits = _sizes(recipe, layout)
+    rates, error, peak_error = _learned(history, host)
+    seconds = sum(rates[unit] * amount for _, unit, amount in _units(recipe, layout))
+    return Estimate(
+        linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
+        _peak(recipe, layout, dense, linears), peak_error,
+        _formula(recipe, value_bits),
+    )  # fmt: skip
+
+
+def _sizes(recipe: Recipe, layout: ModelFacts) -> tuple[int, int, int, int, int]:
+    """Bytes of linears, embeddings, the rest, and the dense model; bits of one stored value."""
     linears = embeddings = rest = dense = 0
     value_bits = 16
     for name, (shape, size) in layout.tensors.items():
@@ -72,13 +88,7 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
             embeddings += size
         else:
             rest += size
-    rates, error = _learned(history, host)
-    seconds = sum(rates[unit] * amount for _, unit, amount in _units(recipe, layout))
-    return Estimate(
-        linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
-        _peak(recipe, layout, dense, linears),
-        _formula(recipe, value_bits),
-    )  # fmt: skip
+    return linears, embeddings, rest, dense, value_bits
 
 
 def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits: int) -> int:
@@ -135,13 +145,17 @@ def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
     return work
 
 
-def _learned(history: pd.DataFrame | None, host: Host) -> tuple[Mapping[str, float], float | None]:
+def _learned(
+    history: pd.DataFrame | None, host: Host
+) -> tuple[Mapping[str, float], float | None, float | None]:
+    """Seconds per unit of work, and how far time and peak memory were off for past runs (median)."""
     rates: dict[str, float] = dict(_FIRST_RATES)
     if history is None or history.empty:
-        return rates, None
+        return rates, None, None
     seen: dict[str, list[float]] = defaultdict(list)
     runs: list[tuple[list[tuple[str, str, float]], float]] = []
     layouts: dict[str, ModelFacts] = {}
+    peaks: list[float] = []
     for _, phases in history.groupby("run_id"):
         try:
             recipe = parse_recipe(str(phases["recipe"].iloc[0]))
@@ -155,6 +169,10 @@ def _learned(history: pd.DataFrame | None, host: Host) -> tuple[Mapping[str, flo
             for phase, value in zip(phases["phase"], phases["seconds"], strict=True)
         }
         runs.append((units, sum(taken.values())))
+        peak = phases["peak_bytes"].iloc[0] if "peak_bytes" in phases else None
+        if peak and peak == peak:
+            linears, _, _, dense, _ = _sizes(recipe, layout)
+            peaks.append(abs(_peak(recipe, layout, dense, linears) / float(peak) - 1))
         for phase, unit, amount in units:
             alone = [other for other in units if other[0] == phase]
             if phase in taken and len(alone) == 1 and unit != "fixed" and amount > 0:
@@ -168,7 +186,10 @@ def _learned(history: pd.DataFrame | None, host: Host) -> tuple[Mapping[str, flo
         for units, total in runs
         if total > 0
     ]
-    return rates, statistics.median(errors) if len(errors) >= 3 else None
+    seconds_error, peak_error = (
+        statistics.median(off) if len(off) >= _FEWEST_RUNS else None for off in (errors, peaks)
+    )
+    return rates, seconds_error, peak_error
 
 
 def _peak(recipe: Recipe, layout: ModelFacts, dense: int, linears: int) -> int:

@@ -40,7 +40,7 @@ _kept_windows: WeakKeyDictionary[
     Database, dict[str, tuple[int, dict[tuple[str, str], NDArray[np.float64]]]]
 ] = WeakKeyDictionary()
 _points_lock = Lock()
-_PHASES = ["run_id", "model", "chain", "recipe", "worker", "finished", "phase", "seconds"]
+_PHASES = ["run_id", "model", "chain", "recipe", "worker", "finished", "peak_bytes", "phase", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,20 @@ def queue(database: Database) -> list[QueuedRun]:
 
 
 def recent_seconds(database: Database, limit: int = 200) -> pd.DataFrame:
-    """How long each phase of the last finished runs took, one row a phase: estimates learn from it."""
-    query = select(Run.id, Run.model, Run.chain, Run.recipe, Run.worker, Run.finished, Run.seconds)
+    """Seconds of each phase of the last finished runs, one row a phase, with the run's peak memory."""
+    query = select(
+        Run.id, Run.model, Run.chain, Run.recipe, Run.worker, Run.finished, Run.report, Run.seconds
+    )
     query = (
         query.where(Run.status == "done", Run.seconds.is_not(None)).order_by(Run.finished.desc()).limit(limit)
     )
     with database.read() as connection:
         found = connection.execute(query).all()
-    rows = [(*row[:-1], phase, value) for row in found for phase, value in json.loads(row.seconds).items()]
+    rows = [
+        (*row[:-2], json.loads(row.report or "{}").get("peak_bytes"), phase, value)
+        for row in found
+        for phase, value in json.loads(row.seconds).items()
+    ]
     return pd.DataFrame(rows, columns=_PHASES)
 
 

@@ -46,6 +46,8 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
     (say("app.about"), "about", about.build),
 )
 _SCRIPT = (Path(__file__).parent / "head.js").read_text(encoding="utf-8")
+# Open tabs whose state is kept, half a megabyte each; a tab beyond them starts from its address again.
+_SESSIONS = 300
 # Pages whose address is a view for a story.
 _VIEWS = (say("app.explore"), say("app.compare"), say("app.layers"))
 _MARK = (
@@ -97,6 +99,7 @@ def launch(
             enable_monitoring=False,
             footer_links=[],
             max_file_size="1mb",
+            state_session_capacity=_SESSIONS,
         )
     except OSError as problem:
         raise UserError(say("app.port_taken", port=port, host=name, problem=problem)) from problem

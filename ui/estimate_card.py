@@ -77,4 +77,7 @@ def _trust(told: Estimate) -> str:
     sizes = say("compress.sizes_are_exact")
     if told.seconds_error is None:
         return say("compress.time_is_a_guess", sizes=sizes)
-    return say("compress.time_was_off", sizes=sizes, error=100 * told.seconds_error)
+    told_ = say("compress.time_was_off", sizes=sizes, error=100 * told.seconds_error)
+    if told.peak_error is not None:
+        told_ += " " + say("compress.peak_was_off", error=100 * told.peak_error)
+    return told_

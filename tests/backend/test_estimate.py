@@ -89,11 +89,14 @@ def test_more_calibration_takes_longer_and_history_sets_the_rates(make, host):
             ("compress.load", 1.0), ("compress.statistics", 50.0), ("compress.outputs", 40.0),
             ("compress.stage 1, quantize.gptq", 100.0), ("perplexity", 30.0), ("size", 0.1),
         ):  # fmt: skip
-            rows.append({"run_id": run, "recipe": make(*chain).to_json(), "phase": phase, "seconds": seconds})
+            told = {"run_id": run, "recipe": make(*chain).to_json(), "phase": phase, "seconds": seconds}
+            rows.append({**told, "peak_bytes": first.peak_bytes * 1.25})
     learned = estimate(make(*chain), host, pd.DataFrame(rows))
     assert learned.seconds == pytest.approx(221, rel=0.35)
     assert learned.seconds_error is not None
     assert learned.seconds_error < 0.35
+    assert first.peak_error is None
+    assert learned.peak_error == pytest.approx(0.2)
 
 
 def test_a_run_that_cannot_work_is_refused_with_the_reason(make, host):

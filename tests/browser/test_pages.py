@@ -130,6 +130,8 @@ def test_every_page_fits_its_window_in_light_and_dark(page, served, scheme, widt
         ("", "#card .panel"), ("compress", "#estimate-card"), ("queue", "#queue .panel"),
         ("compare", "#how-to-compare"), ("tasting", "#maker"), ("layers", "#how-to-layers"),
         ("papers", "#claims .panel, #claims .banner"), ("about", "#methods-table"),
+        ("budget", "#levels-card, #budget-problem .banner"), ("stories", ".panel"),
+        ("surgery", "#cell-card, #surgery-problem .banner"),
     ):  # fmt: skip
         page.goto(f"{served.address}/{path}")
         expect(page.locator(landmark).first).to_be_visible()

@@ -164,7 +164,7 @@ def test_estimates_learn_from_finished_runs_only(database: Database, start: Call
     for run_id in (done, running):
         measurements.save_measurements(database, run_id, measurements=[], seconds={"perplexity": 3.0})
     measurements.save_compression(
-        database, done, artifact="a", layers=[], seconds={"compress.load": 1.0}, report={}
+        database, done, artifact="a", layers=[], seconds={"compress.load": 1.0}, report={"peak_bytes": 1000}
     )
     runs.finish_run(database, done, ticket(database, done), WORKER, "done")
     learnt = results.recent_seconds(database)
@@ -173,6 +173,7 @@ def test_estimates_learn_from_finished_runs_only(database: Database, start: Call
         "compress.load": 1.0,
     }
     assert set(learnt["run_id"]) == {done}
+    assert set(learnt["peak_bytes"]) == {1000}
 
 
 def test_a_group_of_generations_from_asked_to_done(database: Database, add: Callable[..., str]) -> None:
