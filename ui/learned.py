@@ -14,6 +14,7 @@ from backend.jobs import Jobs
 from backend.levels import choice_of
 from backend.recipe import Calibration, parse_recipe
 from backend.solvers.budget import Ladder
+from backend.text import check_text
 from store import results
 from store.database import Database
 from ui.panel import STATES, banner, button, card, top
@@ -43,6 +44,12 @@ class Measured:
 def asked(text: str) -> dict[str, Any]:
     """The arguments of the task that learns levels on a text."""
     return {"calibration": Calibration(text=text, samples=SAMPLES, length=LENGTH, order="dense").model_dump()}
+
+
+def learn(jobs: Jobs, model: str, text: str, user: str) -> None:
+    """Have the levels of a model learned; UserError for a model or text that cannot be used."""
+    check_text(text, jobs.host)
+    jobs.ask("levels", model, asked(text), user)
 
 
 def task_of(jobs: Jobs, model: str, text: str) -> dict[str, Any] | None:

@@ -90,6 +90,12 @@ def test_an_unknown_model_is_refused_in_a_sentence(jobs):
         learned.task_of(jobs, "no-such-model", TEXT)
 
 
+def test_a_text_that_is_not_known_is_refused_before_anything_is_queued(jobs):
+    with pytest.raises(UserError, match="is not known"):
+        learned.learn(jobs, MODEL, "no-such-text", "ada")
+    assert learned.task_of(jobs, MODEL, "no-such-text") is None
+
+
 def test_the_run_of_a_plan_says_which_plan_it_is(known):
     found, walk = known
     plan = walk.plan(0.3 * walk.bytes[-1])

@@ -171,7 +171,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         try:
             user = user_of(request, host)
             if event.action == "learn":
-                jobs.ask("levels", model_, learned.asked(text_), user)
+                learned.learn(jobs, model_, text_, user)
                 return ["", *drawn(model_, text_, None)]
             if event.action == "cancel":
                 task = learned.task_of(jobs, model_, text_)

@@ -11,7 +11,7 @@ from backend.errors import UserError
 from backend.jobs import Jobs
 from backend.models import catalogue, facts
 from backend.registry import discover
-from backend.text import texts
+from backend.text import check_text, texts
 from store import results
 from ui import forms, learned
 from ui.operation import cell, cost_map, history, outcome
@@ -126,7 +126,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             user = user_of(request, host)
             action = getattr(event, "action", "open")
             if action == "learn":
-                jobs.ask("levels", model_, learned.asked(text_), user)
+                learned.learn(jobs, model_, text_, user)
             elif action == "cancel":
                 task = learned.task_of(jobs, model_, text_)
                 if task is not None and (not host.auth or task["user"] == user):
@@ -146,6 +146,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     ) -> list[str]:
         if not layer_:
             raise UserError(say("surgery.no_cell"))
+        check_text(text_, host)
         wanted = {"layer": layer_, "stages": chain_of(current), **learned.asked(text_)}
         task_id = jobs.ask("surgery", model_, wanted, user)
         return [*(one for one in ids if one != task_id), task_id][-_MOST_KEPT:]
