@@ -59,8 +59,9 @@ def vote(
     }  # fmt: skip
     with database.write() as connection:
         dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-        counted = dialect.insert(Vote).values(**row).on_conflict_do_nothing()
-        new = connection.execute(counted).rowcount > 0
+        counted = dialect.insert(Vote).values(**row).on_conflict_do_nothing().returning(Vote.pair)
+        # Not the count of rows: PostgreSQL's driver does not tell it for such an insert.
+        new = connection.execute(counted).first() is not None
         if new:
             bump(connection)
         return new
