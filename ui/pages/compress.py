@@ -179,13 +179,15 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         return _told(lambda: queued(jobs, recipes_of(written), user_of(request, host)))
 
     loaded = page.load(opened, shape, [*fields, shape, outcome], **quiet)
-    loaded.then(look, fields, drawn, **quiet)
+    # One after the other: an estimate of the values before must not arrive after that of the newest.
+    looking: dict[str, Any] = {**quiet, "concurrency_limit": 1, "concurrency_id": "estimate"}
+    loaded.then(look, fields, drawn, **looking)
     presets.select(preset, shape, [stages, shape], **quiet)
     menu.select(add, [stages, shape], [stages, shape], **quiet)
-    stages.change(look, fields, drawn, trigger_mode="always_last", **quiet)
+    stages.change(look, fields, drawn, trigger_mode="always_last", **looking)
     for control in (model, calibration_text, *calibration, evaluation_text, *evaluation, metrics):
-        control.change(look, fields, drawn, trigger_mode="always_last", **quiet)
-    take.click(load_text, [text, shape], [*fields, shape], **quiet).then(look, fields, drawn, **quiet)
+        control.change(look, fields, drawn, trigger_mode="always_last", **looking)
+    take.click(load_text, [text, shape], [*fields, shape], **quiet).then(look, fields, drawn, **looking)
     queue.click(enqueue, fields, outcome, api_visibility="private")
     queue_text.click(enqueue_text, text, outcome, api_visibility="private")
 
