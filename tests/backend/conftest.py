@@ -13,7 +13,7 @@ from backend.host import Host
 from backend.jobs import Jobs
 from backend.recipe import Recipe, parse_recipe
 from tests.backend.queueing import WORKERS, WorkerProcess
-from tests.postgres import fresh_url, needs_server
+from tests.postgres import fresh_url
 
 _seeds = iter(range(10_000))
 
@@ -89,7 +89,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, roots: None) -> Iterator[Jo
     worker.stop()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_server)])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def alone(
     request: pytest.FixtureRequest, tmp_path: Path, roots: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Jobs]:

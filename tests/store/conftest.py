@@ -8,12 +8,12 @@ import pytest
 
 from store import results, runs
 from store.database import Database, open_database
-from tests.postgres import fresh_url, needs_server
+from tests.postgres import fresh_url
 
 WORKER = "worker"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_server)])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database that does not exist yet or is empty, on each kind of server."""
     if request.param == "sqlite":
