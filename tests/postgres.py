@@ -1,4 +1,4 @@
-"""Fresh databases on a PostgreSQL server of the tests' own, which a package of requirements-dev.txt brings."""
+"""Fresh databases on a PostgreSQL server of the tests' own, which requirements-dev.txt brings."""
 
 import uuid
 from collections.abc import Iterator
