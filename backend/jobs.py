@@ -1,9 +1,8 @@
 """What pages and the command line ask for: runs and generations are queued, cancelled, moved, removed.
 
-A run is a durable workflow of the queue engine, named by the run's id and its ticket. The store says what a
-run is and how far; the engine says who works on what, and which steps are finished. A ticket that is not the
-run's current one is turned away, so an old workflow never touches a run that was cancelled, retried or moved.
-The work itself is `backend.worker`'s.
+The store says what a run is and how far; the queue engine (`backend.engine`) who works on what, and which
+steps are finished. A ticket that is not the run's current one is turned away, so an old workflow never
+touches a run that was cancelled, retried or moved. The work itself is `backend.worker`'s.
 """
 
 import hashlib
@@ -17,9 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dbos import DBOSClient, EnqueueOptions, error, run_dbos_database_migrations
+from dbos import DBOSClient, error
 from pydantic import ValidationError
 
+from backend.engine import enqueue_generation, enqueue_run, enqueue_task, prepare_queue, workflow_id
 from backend.errors import UserError
 from backend.host import Host
 from backend.identity import run_digest, with_absolute_paths
@@ -31,21 +31,13 @@ from backend.story import Story
 from backend.sweep import parse_sweep
 from backend.text import check_text
 from store import files, generations, results, runs, stories, switches, tasks
-from store.database import Database, open_database
+from store.database import open_database
 
-COMPUTE, INTERACTIVE = "compute", "interactive"
-# The kinds of tasks, each a function of that name in backend.steps, and who answers them: what takes seconds
-# does not wait for runs, what takes minutes stands in line with them.
-TASKS = {"levels": COMPUTE, "surgery": INTERACTIVE, "read": INTERACTIVE}
 LONGEST_PROMPT = 20_000
 MOST_ANSWERS = 8
 MOST_PROMPTS = 40
 # Another number makes kept answers of tasks unread.
 TASK_FORMAT = 1
-# On SQLite the engine counts time in seconds: within one priority the places keep the order.
-_PLACES = 2_000_000
-# Somebody looks at the page that asked; runs from the page have 10, of sweeps 20.
-_TASK_PRIORITY = 5
 
 
 @dataclass(frozen=True)
@@ -362,53 +354,3 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
         return Sampling.model_validate(dict(settings))
     except ValidationError as problem:
         raise UserError(sentence_of(problem, "settings", Sampling)) from None
-
-
-def workflow_id(run_id: str, ticket: int) -> str:
-    """The engine's name for a run at its place in the queue."""
-    return f"{run_id}-{ticket}"
-
-
-def enqueue_run(client: DBOSClient, spot: runs.Spot) -> None:
-    """Hand a run to the worker that is free next; lower priorities first, then lower places."""
-    options: EnqueueOptions = {
-        "workflow_name": "run",
-        "queue_name": COMPUTE,
-        "workflow_id": workflow_id(spot.run_id, spot.ticket),
-        # From the middle: a run moved to the front of a young queue has a place below zero.
-        "priority": max(1, spot.priority) * _PLACES + (spot.place + _PLACES // 2) % _PLACES,
-    }
-    client.enqueue(options, spot.run_id, spot.ticket)
-
-
-def enqueue_generation(client: DBOSClient, generation_id: str) -> None:
-    """Hand an answer to the worker that is free next; asked for twice, it is written once."""
-    options: EnqueueOptions = {
-        "workflow_name": "generate",
-        "queue_name": INTERACTIVE,
-        "workflow_id": generation_id,
-    }
-    client.enqueue(options, generation_id)
-
-
-def task_workflow_id(task_id: str, attempt: int) -> str:
-    """The engine's name for an attempt at a task."""
-    return f"task-{task_id}-{attempt}"
-
-
-def enqueue_task(client: DBOSClient, task_id: str, kind: str, attempt: int) -> None:
-    """Hand a task to the worker that is free next; on the line of runs it stands before most of them."""
-    options: EnqueueOptions = {
-        "workflow_name": "task",
-        "queue_name": TASKS[kind],
-        "workflow_id": task_workflow_id(task_id, attempt),
-    }
-    if TASKS[kind] == COMPUTE:
-        options["priority"] = _TASK_PRIORITY * _PLACES
-    client.enqueue(options, task_id, attempt)
-
-
-def prepare_queue(host: Host, database: Database) -> None:
-    """The engine's own tables, made by whichever process comes first."""
-    with database.alone():
-        run_dbos_database_migrations(host.queue_url)

@@ -4,37 +4,27 @@ Nothing is done twice: a killed worker's finished steps stay finished, and anoth
 """
 
 import json
-import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-import psutil
-from dbos import DBOS, DBOSClient, error
+from dbos import DBOS, DBOSClient
 from sqlalchemy.exc import OperationalError
 
 from backend.caches import trim
 from backend.compute import Cancelled, Compute, ComputeDied, ComputeFailed, Interrupted, outcome_of
+from backend.engine import COMPUTE, INTERACTIVE, TASKS, prepare_queue
 from backend.errors import UserError
 from backend.host import Host
-from backend.jobs import (
-    COMPUTE,
-    INTERACTIVE,
-    TASKS,
-    enqueue_generation,
-    enqueue_run,
-    enqueue_task,
-    prepare_queue,
-    task_workflow_id,
-    workflow_id,
-)
+from backend.presence import Presence
+from backend.rescue import renew, take_over
 from backend.watch import LOOK_SECONDS, AnswerWatch, RunWatch, TaskWatch, flush_log, steps_of
 from store import files, generations, measurements, results, runs, switches, tasks
 from store.database import open_database
@@ -57,13 +47,12 @@ class Worker:
         self.host = host
         self.name = host.executor_id
         self.database = open_database(host.database_url, host.journal)
-        self._refuse_twin()
+        self._presence = Presence(host, self.database)
         self._lines: deque[str] = deque(maxlen=500)
         self._compute = Compute(target, self._lines.append)
         self._answers = Compute(target, lambda line: print(line, file=sys.stderr, flush=True))
         self._busy = 0
         self._stopping = threading.Event()
-        self._started = time.time()
 
     def run(self) -> None:
         """Serve both queues until a signal comes."""
@@ -133,49 +122,8 @@ class Worker:
                 self._beat("busy" if self._busy else "idle")
                 if time.time() - looked > self.host.stale_after / 3:
                     looked = time.time()
-                    self._take_over(client)
+                    take_over(client, self.host, self.database, busy=self._busy > 0)
         client.destroy()
-
-    def _take_over(self, client: DBOSClient) -> None:
-        for run_id, ticket in runs.claim_stale(self.database, self.name, self.host.stale_after):
-            try:
-                client.resume_workflow(workflow_id(run_id, ticket), queue_name=COMPUTE)
-            except error.DBOSNonExistentWorkflowError:
-                # The queue's own database was lost or replaced; the store still knows what is wanted.
-                enqueue_run(client, runs.requeue_lost(self.database, run_id))
-        for generation_id in generations.claim_stale(self.database, self.name, self.host.stale_after):
-            with suppress(error.DBOSNonExistentWorkflowError):
-                client.resume_workflow(generation_id, queue_name=INTERACTIVE)
-        for task_id, attempt in tasks.claim_stale(self.database, self.name, self.host.stale_after):
-            row = results.task(self.database, task_id)
-            if row is not None and row["kind"] in TASKS:
-                with suppress(error.DBOSNonExistentWorkflowError):
-                    name = task_workflow_id(task_id, attempt)
-                    client.resume_workflow(name, queue_name=TASKS[row["kind"]])
-        # Somebody was killed between store and queue, and the two disagree: a new ticket is always safe.
-        first = runs.first_waiting(self.database)
-        if first is not None and not self._busy and not self._is_known(client, first):
-            row = results.run(self.database, first.run_id)
-            if row is not None and time.time() - row["enqueued"] > self.host.stale_after:
-                self._renew(client, first)
-        for generation_id in generations.waiting(self.database):
-            enqueue_generation(client, generation_id)
-        for task_id, kind, attempt in tasks.waiting(self.database):
-            if kind in TASKS:
-                enqueue_task(client, task_id, kind, attempt)
-
-    def _is_known(self, client: DBOSClient, spot: runs.Spot) -> bool:
-        """Whether the engine keeps a queued run for a worker, or a worker that lives holds it."""
-        name = workflow_id(spot.run_id, spot.ticket)
-        workers = results.workers(self.database, self.host.stale_after)
-        alive = set(workers.loc[workers["alive"], "id"])
-        known = client.list_workflows(workflow_ids=[name], status=["ENQUEUED", "PENDING"], load_input=False)
-        return any(found.status == "ENQUEUED" or found.executor_id in alive for found in known)
-
-    def _renew(self, client: DBOSClient, spot: runs.Spot) -> None:
-        fresh = runs.renew(self.database, spot.run_id, spot.ticket)
-        if fresh is not None:
-            enqueue_run(client, fresh)
 
     def _stop(self) -> None:
         self._compute.close()
@@ -186,18 +134,8 @@ class Worker:
         self.database.close()
 
     def _beat(self, state: str) -> None:
-        memory = psutil.Process().memory_info().rss
-        memory += sum(compute.memory_bytes() or 0 for compute in (self._compute, self._answers))
-        runs.write_worker(
-            self.database,
-            self.name,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            device=self.host.device,
-            state=state,
-            started=self._started,
-            memory_bytes=memory,
-        )
+        children = (self._compute, self._answers)
+        self._presence.beat(state, sum(child.memory_bytes() or 0 for child in children))
 
     def _sweep_unfinished(self) -> None:
         """Half-written files of processes that were killed."""
@@ -210,31 +148,8 @@ class Worker:
                             file.unlink()
 
     def _trim_caches(self) -> None:
-        """What no run under way has used, of this worker or another, may go when there is too much."""
-        live = [run.started for run in results.queue(self.database) if run.position == 0 and run.started]
-        trim(self.host, min(live, default=time.time()))
-
-    def _refuse_twin(self) -> None:
-        """Two workers of one name would each take up what the other is doing."""
-        known = results.workers(self.database, self.host.stale_after)
-        for twin in known[known["alive"] & (known["id"] == self.name)].to_dict("records"):
-            if twin["pid"] == os.getpid() or not self._lives(twin):
-                continue
-            raise UserError(
-                f"a worker named {self.name!r} is alive on {twin['host']} (process {twin['pid']}); "
-                "stop it, or give this one another name in PARETOSCOPE_WORKER"
-            )
-
-    def _lives(self, twin: Mapping[Any, Any]) -> bool:
-        if twin["host"] == socket.gethostname():
-            return bool(psutil.pid_exists(twin["pid"]))
-        # A container that was replaced left its last sign of life behind: only a new one counts.
-        for _ in range(int(self.host.stale_after)):
-            time.sleep(1)
-            now = results.workers(self.database, self.host.stale_after)
-            if float(now.loc[now["id"] == self.name, "heartbeat"].iloc[0]) > float(twin["heartbeat"]):
-                return True
-        return False
+        """What no run or task under way has used, of this worker or another, may go if there is too much."""
+        trim(self.host, results.running_since(self.database) or time.time())
 
     def _hold(self, waits: Callable[[], bool]) -> bool:
         """Sit out a pause of the queue for what still waits; whether there was one."""
@@ -263,11 +178,14 @@ class Worker:
         row = results.run(self.database, run_id)
         if row is not None and row["status"] == "queued":
             client = DBOSClient(system_database_url=self.host.queue_url)
-            self._renew(client, runs.Spot(run_id, ticket, row["priority"], row["place"]))
+            renew(client, self.database, runs.Spot(run_id, ticket, row["priority"], row["place"]))
             client.destroy()
         return False
 
     def _work(self, run_id: str, ticket: int) -> None:
+        if self._stopping.is_set():
+            # The engine hands out the next one while the worker is closing: it stays queued.
+            raise Interrupted
         if not self._let_through(run_id, ticket):
             return
         if not runs.start_run(self.database, run_id, ticket, self.name):
@@ -310,11 +228,17 @@ class Worker:
             return "failed", {"error": told, "error_kind": "user" if kind == "user" else "bug"}
 
     def _finish(self, run_id: str, ticket: int, status: str, told: dict[str, str]) -> None:
+        def close() -> None:
+            flush_log(self.database, run_id, self._lines)
+            runs.finish_run(self.database, run_id, ticket, self.name, status, **told)
+
+        self._patiently(close)
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """A full disk refuses the last word too; it must not stay unsaid when there is space again."""
         while True:
-            # A full disk refuses this write too; the run must not stay open when there is space again.
             with suppress(OperationalError):
-                flush_log(self.database, run_id, self._lines)
-                runs.finish_run(self.database, run_id, ticket, self.name, status, **told)
+                write()
                 return
             if self._stopping.wait(5):
                 raise Interrupted
@@ -368,15 +292,9 @@ class Worker:
             **{"settings": json.loads(row["settings"]), "home": str(self.host.home)},
         }
         watch = AnswerWatch(self.database, generation_id)
-        try:
-            made = self._answers.call("generate", arguments, watch.told, watch.should_stop, poll=LOOK_SECONDS)
-            generations.finish(self.database, generation_id, "done", text=made["text"], tokens=made["tokens"])
-        except Cancelled:
-            generations.finish(self.database, generation_id, "cancelled")
-        except (UserError, ComputeDied) as problem:
-            generations.finish(self.database, generation_id, "failed", error=str(problem))
-        except ComputeFailed as problem:
-            generations.finish(self.database, generation_id, "failed", error=str(problem))
+        status, made, told = self._tried(self._answers, "generate", arguments, watch)
+        finished = partial(generations.finish, self.database, generation_id, status, error=told, **made or {})
+        self._patiently(finished)
 
     def _task(self, task_id: str, attempt: int) -> None:
         def waits() -> bool:
@@ -395,15 +313,26 @@ class Worker:
         arguments = {**row["arguments"], "model": row["model"], "home": str(self.host.home)}
         watch = TaskWatch(self.database, task_id, attempt)
         self._busy += long
-        status: str = "failed"
-        made, told = None, None
         try:
-            made = compute.call(row["kind"], arguments, watch.told, watch.should_stop, poll=LOOK_SECONDS)
-            status = "done"
-        except Cancelled:
-            status = "cancelled"
-        except (UserError, ComputeDied, ComputeFailed) as problem:
-            told = str(problem)
+            status, made, told = self._tried(compute, row["kind"], arguments, watch)
         finally:
             self._busy -= long
-        tasks.finish(self.database, task_id, attempt, status, result=made, error=told)
+        self._patiently(
+            partial(tasks.finish, self.database, task_id, attempt, status, result=made, error=told)
+        )
+
+    @staticmethod
+    def _tried(
+        compute: Compute, function: str, arguments: Mapping[str, Any], watch: AnswerWatch | TaskWatch
+    ) -> tuple[str, dict[str, Any] | None, str | None]:
+        """(status, what was made, why it failed) of a call that somebody waits for at a page."""
+        try:
+            made = compute.call(function, arguments, watch.told, watch.should_stop, poll=LOOK_SECONDS)
+        except Cancelled:
+            return "cancelled", None, None
+        except (UserError, ComputeDied, ComputeFailed) as problem:
+            return "failed", None, str(problem)
+        except OperationalError as problem:
+            # The store refused a sign of life on the way, most likely for want of space.
+            return "failed", None, outcome_of(problem)[1]
+        return "done", made, None

@@ -188,6 +188,17 @@ def queue(database: Database) -> list[QueuedRun]:
     return [QueuedRun(position, **row._mapping) for position, row in placed]
 
 
+def running_since(database: Database) -> float | None:
+    """When the oldest of the runs and tasks under way began; None when nothing runs."""
+    oldest = [
+        select(func.min(table.started)).where(table.status == "running").scalar_subquery()
+        for table in (Run, Task)
+    ]
+    with database.read() as connection:
+        begun = connection.execute(select(*oldest)).one()
+    return min((moment for moment in begun if moment is not None), default=None)
+
+
 def recent_seconds(database: Database, limit: int = 200) -> pd.DataFrame:
     """Seconds of each phase of the last finished runs, one row a phase, with the run's peak memory."""
     query = select(

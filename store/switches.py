@@ -4,25 +4,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import delete, insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import delete
 
 from store.database import Database
 from store.tables import Switch
-from store.writes import bump
+from store.writes import bump, insert_new
 
 PAUSED = "paused"
 
 
 def turn_on(database: Database, name: str, value: Mapping[str, Any]) -> bool:
     """Whether it was off: what the first one said stays."""
-    try:
-        with database.write() as connection:
-            connection.execute(insert(Switch).values(name=name, value=json.dumps(dict(value))))
+    with database.write() as connection:
+        new = insert_new(connection, Switch, {"name": name, "value": json.dumps(dict(value))})
+        if new:
             bump(connection)
-    except IntegrityError:
-        return False
-    return True
+    return new
 
 
 def turn_off(database: Database, name: str) -> bool:

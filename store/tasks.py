@@ -5,11 +5,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, select, update
 
 from store.database import Database
 from store.tables import Task
-from store.writes import bump, clean
+from store.writes import bump, clean, insert_new
 
 _ACTIVE = ("queued", "running")
 # What a new attempt does not inherit from the last one.
@@ -22,28 +22,27 @@ def ask(
     database: Database, *, task_id: str, kind: str, model: str, arguments: Mapping[str, Any], user: str
 ) -> int | None:
     """The attempt to queue; None when the same question is queued, being answered, or answered already."""
+    fresh = {"status": "queued", "user": user, "created": time.time(), "cancel_requested": False}
+    told = clean(json.dumps(dict(arguments), sort_keys=True))
     with database.write() as connection:
-        row = connection.execute(
-            select(Task.status, Task.attempt).where(Task.id == task_id).with_for_update()
-        ).first()
-        if row is not None and row.status not in ("failed", "cancelled"):
-            return None
-        fresh = {"status": "queued", "user": user, "created": time.time(), "cancel_requested": False}
-        if row is None:
-            told = json.dumps(dict(arguments), sort_keys=True)
-            connection.execute(
-                insert(Task).values(
-                    id=task_id, kind=kind, model=model, arguments=clean(told), attempt=1, **fresh
-                )
-            )
-        else:
-            connection.execute(
-                update(Task)
-                .where(Task.id == task_id)
-                .values(attempt=row.attempt + 1, **dict.fromkeys(_CLEARED), **fresh)
-            )
-        bump(connection)
-        return 1 if row is None else row.attempt + 1
+        made = insert_new(
+            connection,
+            Task,
+            {"id": task_id, "kind": kind, "model": model, "arguments": told, "attempt": 1, **fresh},
+        )
+        if made:
+            bump(connection)
+            return 1
+        over = (Task.id == task_id) & Task.status.in_(("failed", "cancelled"))
+        attempt = connection.execute(
+            update(Task)
+            .where(over)
+            .values(attempt=Task.attempt + 1, **dict.fromkeys(_CLEARED), **fresh)
+            .returning(Task.attempt)
+        ).scalar()
+        if attempt is not None:
+            bump(connection)
+        return attempt
 
 
 def start(database: Database, task_id: str, attempt: int, worker: str) -> bool:
@@ -107,8 +106,8 @@ def cancel(database: Database, task_id: str) -> str | None:
         return str(values.get("status", row.status))
 
 
-def claim_stale(database: Database, worker: str, stale_after: float) -> list[tuple[str, int]]:
-    """(id, attempt) of the tasks that a silent worker left, now this worker's to take over."""
+def claim_stale(database: Database, worker: str, stale_after: float) -> list[tuple[str, str, int]]:
+    """(id, kind, attempt) of the tasks that a silent worker left, now this worker's to take over."""
     now = time.time()
     left = (Task.status == "running") & (Task.worker != worker)
     with database.write() as connection:
@@ -116,9 +115,9 @@ def claim_stale(database: Database, worker: str, stale_after: float) -> list[tup
             update(Task)
             .where(left, Task.heartbeat < now - stale_after)
             .values(worker=worker, heartbeat=now)
-            .returning(Task.id, Task.attempt)
+            .returning(Task.id, Task.kind, Task.attempt)
         ).all()
-    return [(row.id, row.attempt) for row in rows]
+    return [(row.id, row.kind, row.attempt) for row in rows]
 
 
 def waiting(database: Database) -> list[tuple[str, str, int]]:

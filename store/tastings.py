@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from store.database import Database
 from store.tables import Tasting, Vote
-from store.writes import bump, clean
+from store.writes import bump, clean, insert_new
 
 
 def create(database: Database, tasting_id: str, title: str, user: str, settings: Mapping[str, Any]) -> None:
@@ -58,10 +57,7 @@ def vote(
         "choice": choice, "created": time.time(),
     }  # fmt: skip
     with database.write() as connection:
-        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-        counted = dialect.insert(Vote).values(**row).on_conflict_do_nothing().returning(Vote.pair)
-        # Not the count of rows: PostgreSQL's driver does not tell it for such an insert.
-        new = connection.execute(counted).first() is not None
+        new = insert_new(connection, Vote, row)
         if new:
             bump(connection)
         return new

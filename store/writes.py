@@ -22,19 +22,29 @@ def bump(connection: Connection, *, point: str | None = None) -> None:
 
 def next_ticket(connection: Connection) -> int:
     """A number never given before, not even to a run that was removed; it also says who came first."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(Counter).values(name="tickets", value=1)
+    statement = _insert(connection, Counter).values(name="tickets", value=1)
     counted = statement.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + 1})
     return int(connection.execute(counted.returning(Counter.value)).scalar_one())
+
+
+def insert_new(connection: Connection, table: type[Table], values: Mapping[str, Any]) -> bool:
+    """Whether the row is new; one that is there, or that another writer makes just now, stays as it is."""
+    statement = _insert(connection, table).values(**values).on_conflict_do_nothing()
+    # Not the count of rows: PostgreSQL's driver does not tell it for such an insert.
+    return connection.execute(statement.returning(*table.__table__.primary_key)).first() is not None
 
 
 def upsert(
     connection: Connection, table: type[Table], values: Mapping[str, Any], key: tuple[str, ...]
 ) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(**values)
+    statement = _insert(connection, table).values(**values)
     rest = {name: statement.excluded[name] for name in values if name not in key}
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=rest))
+
+
+def _insert(connection: Connection, table: type[Table]) -> Any:
+    """The dialect's own insert, which knows what to do about a row that is there."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def number(value: Any) -> Any:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Asking and working, the only parts of backend that know the queue engine; watching and tastings know the
-# store too.
-ENGINE = ("backend/jobs.py", "backend/worker.py")
-JOBS = (*ENGINE, "backend/tastings.py", "backend/watch.py")
+# The engine, asking, working and taking over, the only parts of backend that know the queue engine; presence,
+# watching and tastings know the store too.
+ENGINE = ("backend/engine.py", "backend/jobs.py", "backend/rescue.py", "backend/worker.py")
+JOBS = (*ENGINE, "backend/presence.py", "backend/tastings.py", "backend/watch.py")
 OURS = ("app", "backend", "store", "ui")
 FILES = sorted(
     file

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from store import generations, measurements, results, runs
+from store import generations, measurements, results, runs, tasks
 from store.database import Database
 from tests.store.conftest import ticket
 
@@ -174,6 +174,20 @@ def test_estimates_learn_from_finished_runs_only(database: Database, start: Call
     }
     assert set(learnt["run_id"]) == {done}
     assert set(learnt["peak_bytes"]) == {1000}
+
+
+def test_the_oldest_of_what_runs_is_known(database: Database, start: Callable[..., str]) -> None:
+    assert results.running_since(database) is None
+    tasks.ask(database, task_id="t", kind="levels", model="m", arguments={}, user="ada")
+    tasks.start(database, "t", 1, WORKER)
+    task = results.task(database, "t")
+    assert task is not None
+    assert results.running_since(database) == task["started"]
+    start()
+    assert results.running_since(database) == task["started"]
+    tasks.finish(database, "t", 1, "done", result={})
+    run = results.runs(database, statuses=("running",)).iloc[0]
+    assert results.running_since(database) == run["started"]
 
 
 def test_a_group_of_generations_from_asked_to_done(database: Database, add: Callable[..., str]) -> None:
