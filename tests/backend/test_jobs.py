@@ -10,12 +10,28 @@ from pathlib import Path
 
 import pytest
 
+from backend.compute import Interrupted
 from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import Jobs
 from backend.recipe import Recipe
+from backend.worker import Worker
 from store import results, runs
 from tests.backend.queueing import WorkerProcess, calls, let_go, status, wait, wait_for
+
+
+def test_a_run_that_is_handed_to_a_closing_worker_stays_queued(
+    alone: Jobs, ask: Callable[..., Recipe]
+) -> None:
+    run_id = alone.submit(ask()).run_id
+    row = results.run(alone.database, run_id)
+    assert row is not None
+    worker = Worker(alone.host, "tests.backend.fake_steps")
+    worker._stopping.set()
+    with pytest.raises(Interrupted):
+        worker._work(run_id, row["ticket"])
+    worker.database.close()
+    assert status(alone, run_id) == "queued"
 
 
 def test_a_run_is_compressed_measured_and_stored(shared: Jobs, ask: Callable[..., Recipe]) -> None:
