@@ -4,6 +4,7 @@ A compressed weight is the sum of its parts. Shapes: weights are [out, in]; code
 """
 
 import dataclasses
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch.nn import functional
 from backend.parameters import GROUPED_ROW
 
 KINDS: dict[str, type["Part"]] = {}
+# Kinds in files of their own: one is imported when a stored part of its kind is opened.
+ELSEWHERE = {"planes": "backend.planes"}
 # Smallest and largest scale that float16 holds with all its digits.
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
 # How many quantized scales of a Codebook share a step.
@@ -60,6 +63,10 @@ class Part(ABC):
         cls.kind = cls.__name__.lower()
         if not cls.kind.startswith("_"):
             KINDS[cls.kind] = cls
+
+    def kept(self) -> Tensor | None:
+        """Mask [out, in] of what pruning left, or None where the part knows of no pruning."""
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name."""
@@ -153,10 +160,12 @@ class Grid(_Coded):
 
     scales [out, groups]; zeros are packed to `width` bits, or float16 [out, groups] where the zero point is
     no whole number, or absent on a symmetric grid, whose zero is 2**(width-1). With a mask only the kept
-    codes are stored, and the other weights are exactly zero.
+    codes are stored, and the other weights are exactly zero. When `transposed`, groups run along a column:
+    one grid per input and group of outputs, scales and zeros [in, groups].
     """
 
     zeros: Tensor | None
+    transposed: bool = False
 
     @classmethod
     def encode(
@@ -167,13 +176,16 @@ class Grid(_Coded):
         width: int,
         group_size: int,
         kept: Tensor | None = None,
+        transposed: bool = False,
     ) -> Self:
-        """Round `weight` [out, in] to the grids `scales`, `zeros` [out, groups].
+        """Round `weight` [out, in] to the grids `scales`, `zeros` [out, groups] ([in, groups] transposed).
 
         Zeros are whole numbers, unless they are float16.
         """
         rows, inputs = _shape(weight)
-        codes = grid_codes(weight.view(rows, scales.shape[1], -1), scales, zeros, width).view(rows, inputs)
+        turned = weight.T if transposed else weight
+        codes = grid_codes(turned.reshape(*scales.shape, -1), scales, zeros, width).view_as(turned)
+        codes = codes.T if transposed else codes
         return cls(
             (rows, inputs),
             width=width,
@@ -182,14 +194,17 @@ class Grid(_Coded):
             scales=scales,
             zeros=zeros if zeros is None or zeros.dtype == torch.float16 else pack(zeros, width),
             mask=None if kept is None else pack(kept, 1),
+            transposed=transposed,
         )
 
     def dense(self) -> Tensor:
-        rows, inputs = self.shape
         zeros, kept = self.zero_points(), self.kept()
         zero = float(2 ** (self.width - 1)) if zeros is None else zeros.float()[..., None]
-        grouped = self._decoded(Tensor.float).view(rows, self.scales.shape[1], -1)
-        out = ((grouped - zero) * self.scales.float()[..., None]).view(rows, inputs)
+        codes = self._decoded(Tensor.float)
+        turned = codes.T if self.transposed else codes
+        grouped = turned.reshape(*self.scales.shape, -1)
+        out = ((grouped - zero) * self.scales.float()[..., None]).view_as(turned)
+        out = out.T.contiguous() if self.transposed else out
         return out if kept is None else out * kept
 
     def zero_points(self) -> Tensor | None:
@@ -341,6 +356,8 @@ def combined(parts: tuple[Part, ...]) -> Tensor:
 
 def rebuild(kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
     """The part that `settings()` and `tensors()` describe."""
+    if kind in ELSEWHERE:
+        importlib.import_module(ELSEWHERE[kind])
     return KINDS[kind](**{**settings, "shape": tuple(settings["shape"]), **tensors})
 
 

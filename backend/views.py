@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from backend.parts import Codebook, Grid, Part, Sparse, combined
+from backend.parts import Part, combined
 
 Cached = TypeVar("Cached")
 # What a method must know of a linear's inputs: nothing, sums over each channel, or also the Gram matrix.
@@ -66,10 +66,9 @@ class Layer:
     def kept(self) -> Tensor | None:
         """Mask [out, in] of the weights that pruning left, or None when nothing was pruned."""
         for part in self.parts:
-            if isinstance(part, Sparse | Grid | Codebook):
-                mask = part.kept()
-                if mask is not None:
-                    return mask
+            mask = part.kept()
+            if mask is not None:
+                return mask
         return None
 
 

@@ -89,7 +89,7 @@ def test_bits_equal_an_independent_count_from_the_format(found):
             expected = rows * inputs + 32 * int(part.kept().sum())
         elif isinstance(part, Grid):
             kept = rows * inputs if part.kept() is None else int(part.kept().sum())
-            groups = rows * part.scales.shape[1]
+            groups = (inputs if part.transposed else rows) * part.scales.shape[1]
             expected = kept * part.width + groups * 16
             whole = part.zeros is not None and part.zeros.dtype == torch.uint8
             expected += 0 if part.zeros is None else groups * (part.width if whole else 16)

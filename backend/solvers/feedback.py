@@ -60,9 +60,60 @@ def quantize_columns(
     )
     restored = torch.empty_like(solved)
     restored[:, order] = solved
-    final = scale_rows.T.contiguous()
-    # Each refitted scale was rounded to a stored type already; float16 serves when all of them fit it.
-    stored = final.half() if bool((final.half().float() == final).all()) else final
     return Grid.encode(
-        restored, stored, None if zeros is None else zero_rows.T.contiguous(), bits, group_size, kept
+        restored,
+        _shortest(scale_rows.T.contiguous()),
+        None if zeros is None else zero_rows.T.contiguous(),
+        bits,
+        group_size,
+        kept,
     )
+
+
+def quantize_whole_columns(
+    weight: Tensor,
+    statistics: Statistics,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    damping: float,
+    act_order: bool = False,
+    kept: Tensor | None = None,
+) -> Grid:
+    """The same with groups of `group_size` outputs in each column, fitted on the column when it is reached.
+
+    No grid outlives its column, so any order of columns may use grids fitted on what is quantized.
+    """
+    rows, inputs = weight.shape
+    order = activation_order(statistics) if act_order else torch.arange(inputs, device=weight.device)
+    upper = inverse_root(statistics, damping, order if act_order else None)
+    kept_rows = None if kept is None else kept.T[order].contiguous()
+    scales = torch.empty(inputs, rows // group_size, device=weight.device)
+    zeros = torch.empty_like(scales)
+    places = order.tolist()
+
+    def assign(j: int, column: Tensor) -> Tensor:
+        grouped = column.view(-1, group_size)
+        if kept_rows is not None:
+            grouped = grouped * kept_rows[j].view(-1, group_size)
+        scale, zero = fit_grid(grouped, bits, symmetric)
+        scale = scale.float()
+        shift = torch.full_like(scale, float(2 ** (bits - 1))) if zero is None else zero
+        scales[places[j]], zeros[places[j]] = scale, shift
+        codes = (grouped / scale[:, None]).round_().add_(shift[:, None]).clamp_(0, 2**bits - 1)
+        value = codes.sub_(shift[:, None]).mul_(scale[:, None]).view(-1)
+        return value if kept_rows is None else value * kept_rows[j]
+
+    solved, _ = solve_columns(weight[:, order], upper, assign)
+    restored = torch.empty_like(solved)
+    restored[:, order] = solved
+    return Grid.encode(
+        restored, _shortest(scales), None if symmetric else zeros, bits, group_size, kept, transposed=True
+    )
+
+
+def _shortest(scales: Tensor) -> Tensor:
+    # Each was rounded to a stored type already; float16 serves when all of them fit it.
+    half = scales.half()
+    return half if bool((half.float() == scales).all()) else scales
