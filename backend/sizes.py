@@ -35,6 +35,11 @@ def grid_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
     return whole_bytes(matrix.kept * params["bits"]) + groups * SCALE_BITS // 8 + zeros
 
 
+def plane_bytes(matrix: Matrix, planes: int, blocks: int, coefficient_bits: int) -> int:
+    """Bit planes and so many bits of coefficients for each block of weights."""
+    return planes * whole_bytes(matrix.kept) + whole_bytes(blocks * coefficient_bits)
+
+
 def kept_by_row(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
     """How many weights are left when each row loses its share."""
     return rows * (inputs - int(inputs * params["sparsity"]))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.rtn import rtn
 from backend.parts import Codebook, Grid, LowRank, Outliers, Sparse, combined, rebuild, unpack
+from backend.planes import Planes
 from backend.registry import discover
 from backend.views import Layer, Statistics
 from tests.layers import after, layer_of, output_error, random_layer
@@ -100,6 +101,10 @@ def test_bits_equal_an_independent_count_from_the_format(found):
             expected += groups * 16 if part.steps is None else groups * 8 + 32 * (1 + -(-groups // 256))
         elif isinstance(part, Outliers):
             expected = len(part.values) * (32 + 16) + 32 * (rows + 1)
+        elif isinstance(part, Planes):
+            blocks = -(-rows // part.tall) * -(-inputs // part.wide)
+            each = 6 * part.terms if part.terms else 16
+            expected = rows * inputs * len(part.planes) + blocks * (len(part.planes) + part.offset) * each
         else:
             assert isinstance(part, LowRank)
             expected = 32 * part.left.shape[1] * (rows + inputs)
