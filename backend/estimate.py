@@ -206,13 +206,7 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
     terms: list[str] = []
     words: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("sparsity", lambda p: f"1 bit mask + {value_bits} bits per kept weight"),
-        (
-            "bits",
-            lambda p: (
-                f"{p['bits']} bits + ({SCALE_BITS}{_zero_term(p)})"
-                f"/{'inputs' if p['group_size'] == GROUPED_ROW else p['group_size']} per weight"
-            ),
-        ),
+        ("bits", _codes),
         ("table", lambda p: f"codes into {p['table']} + a scale for each {p['group_size']} weights"),
         ("outliers", lambda p: f"{p['outliers']:g} of the weights at {value_bits} + 16 bits"),
         ("ratio", lambda p: f"two factors of {p['ratio']:g} of the weight's {value_bits} bits"),
@@ -232,8 +226,16 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
     return f"Linears: {body}. Embeddings, norms and biases stay as they are."
 
 
+def _codes(params: Mapping[str, Any]) -> str:
+    bits, group = params["bits"], params.get("group_size")
+    if group is None:
+        return f"{bits:g} bits on average + (2 x {SCALE_BITS})/inputs + 8/out per weight"
+    shared = "inputs" if group == GROUPED_ROW else group
+    return f"{bits} bits + ({SCALE_BITS}{_zero_term(params)})/{shared} per weight"
+
+
 def _zero_term(params: Mapping[str, Any]) -> str:
-    if params.get("symmetric"):
+    if params.get("symmetric") or "exponent_bits" in params:
         return ""
     whole = "norm" not in params and params.get("zero", "integer") == "integer"
     return f" + {params['bits'] if whole else SCALE_BITS}"

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.rtn import rtn
+from backend.mixed import Mixed
 from backend.parts import Codebook, Grid, LowRank, Outliers, Sparse, combined, rebuild, unpack
 from backend.planes import Planes
 from backend.registry import discover
@@ -99,6 +100,8 @@ def test_bits_equal_an_independent_count_from_the_format(found):
             groups = rows * part.scales.shape[1]
             expected = rows * inputs * part.width + 32 * len(part.table)
             expected += groups * 16 if part.steps is None else groups * 8 + 32 * (1 + -(-groups // 256))
+        elif isinstance(part, Mixed):
+            expected = int(rows * inputs * found.params().bits) + rows * 32 + inputs * 8
         elif isinstance(part, Outliers):
             expected = len(part.values) * (32 + 16) + 32 * (rows + 1)
         elif isinstance(part, Planes):

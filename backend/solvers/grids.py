@@ -22,16 +22,18 @@ def fit_grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tenso
         top = grouped.abs().amax(dim=-1)
         scale = stored_scale(torch.where(top == 0, torch.ones_like(top), top) * 2 / levels)
         return scale, None
-    low, high = grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
-    empty = (low == 0) & (high == 0)
-    low, high = (
-        torch.where(empty, -torch.ones_like(low), low),
-        torch.where(empty, torch.ones_like(high), high),
-    )
+    low, high = range_with_zero(grouped)
     scale = stored_scale((high - low) / levels)
     # From the scale as stored: rounding it first keeps the zero on the grid that is decoded later.
     zero = (-low / scale.float()).round().clamp(0, levels)
     return scale, zero
+
+
+def range_with_zero(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest <= 0 and highest >= 0 of each group [...] of weights [..., group]; -1 and 1 for zeros alone."""
+    low, high = grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
+    empty = (low == 0) & (high == 0)
+    return torch.where(empty, -torch.ones_like(low), low), torch.where(empty, torch.ones_like(high), high)
 
 
 def fit_float_grid(grouped: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,8 @@ CHAINS = [
     [stage("quantize.codebook", table="-1, 0, 0.5", group_size=16, double=True)],
     [stage("quantize.quantease", bits=2, group_size=-1, sweeps=2, outliers=0.05)],
     [stage("quantize.adadim", bits=3, group_size=16)],
+    [stage("quantize.baq", bits=2.3)],
+    [stage("prune.wanda", sparsity=0.37), stage("quantize.baq", bits=3)],
     [stage("prune.wanda", sparsity=0.37), stage("quantize.adadim", bits=2, group_size=16, groups="column")],
     [stage("quantize.hqq", bits=2, group_size=16), stage("compensate.lqer", rank=3)],
     [stage("factorize.svd", ratio=0.6), stage("compensate.eora", rank=2)],
