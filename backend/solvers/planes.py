@@ -6,10 +6,22 @@ import torch
 from torch import Tensor
 
 from backend.parameters import GROUPED_ROW
-from backend.planes import Planes, blocked, blocks_of, nearest, patterns, stored_coefficients
+from backend.planes import (
+    POWER_BITS,
+    Planes,
+    blocked,
+    blocks_of,
+    nearest,
+    patterns,
+    stored_coefficients,
+)  # fmt: skip
 from backend.solvers.columns import solve_columns
+from backend.views import Statistics
 
-__all__ = ["fit_planes", "in_float16", "patterns", "quantize_planes", "row_block"]
+__all__ = [
+    "POWER_BITS", "block_order", "blocks_of", "fit_planes", "in_float16", "patterns", "quantize_planes",
+    "reordered", "row_block",
+]  # fmt: skip
 
 # Weights that are fitted at a time, so that the working set stays small on large layers.
 _AT_A_TIME = 2**21
@@ -62,7 +74,8 @@ def fit_planes(
             break
         used = known[codes] if counted is None else known[codes] * counted[..., None]
         normal = (used.mT @ used).double() + ridge
-        step = torch.linalg.solve(normal, (used.mT @ error[..., None]).double())
+        # The ridge makes every system solvable, and solve_ex does not stop to look.
+        step, _ = torch.linalg.solve_ex(normal, (used.mT @ error[..., None]).double())
         now = rounding(now + step[..., 0].float())
     return best
 
@@ -75,6 +88,27 @@ def in_float16(coefficients: Tensor) -> Tensor:
 def row_block(inputs: int, group_size: int) -> tuple[int, int]:
     """Rows and inputs of a block that is a group of inputs of one row."""
     return 1, inputs if group_size == GROUPED_ROW else group_size
+
+
+def block_order(statistics: Statistics, wide: int) -> Tensor:
+    """Inputs in blocks of `wide`, by falling sum of their Hessian diagonal; what fills no block is last."""
+    assert statistics.gram is not None
+    diagonal = statistics.gram.diagonal()
+    full = len(diagonal) // wide * wide
+    order = diagonal[:full].view(-1, wide).sum(dim=1).argsort(descending=True, stable=True)
+    places = torch.arange(len(diagonal), device=diagonal.device)
+    return torch.cat([places[:full].view(-1, wide)[order].reshape(-1), places[full:]])
+
+
+def reordered(statistics: Statistics, wide: int) -> Statistics:
+    """The Gram matrix alone in the order of `block_order`, once for all linears that share it."""
+
+    def make() -> Statistics:
+        assert statistics.gram is not None
+        order = block_order(statistics, wide)
+        return Statistics(statistics.tokens, gram=statistics.gram[order][:, order])
+
+    return statistics.once(("reordered", wide), make)
 
 
 def quantize_planes(
