@@ -18,7 +18,12 @@ from backend.parameters import GROUPED_ROW
 
 KINDS: dict[str, type["Part"]] = {}
 # Kinds in files of their own: one is imported when a stored part of its kind is opened.
-ELSEWHERE = {"mixed": "backend.mixed", "planes": "backend.planes"}
+ELSEWHERE = {
+    "float": "backend.floating",
+    "mixed": "backend.mixed",
+    "planes": "backend.planes",
+    "turnedplanes": "backend.planes",
+}
 # Smallest and largest scale that float16 holds with all its digits.
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
 # How many quantized scales of a Codebook share a step.

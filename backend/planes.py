@@ -1,5 +1,6 @@
 """A part made of bit planes: one bit a weight and plane, and for each block of weights a scale per plane."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backend.mixing import mixed
 from backend.parts import Part, pack, unpack
 
 # Smallest and largest coefficient of a block that float16 holds with all its digits.
@@ -93,6 +95,35 @@ class Planes(Part):
         table = self.coefficients() @ patterns(len(self.planes), self.signed, self.offset, codes.device).T
         levels = unblocked(table.gather(1, blocked(codes, block)), self.shape, block)
         return levels if kept is None else levels * kept
+
+
+@dataclass(frozen=True, eq=False)
+class TurnedPlanes(Planes):
+    """Planes of U W D Vᵀ in place of W, with U and V orthogonal mixings and D a diagonal.
+
+    row_signs, input_signs  the signs of U and V, a bit each; stretch [in] float16 the diagonal of D
+    """
+
+    row_signs: Tensor
+    input_signs: Tensor
+    stretch: Tensor
+
+    @classmethod
+    def around(cls, planes: Planes, row_signs: Tensor, input_signs: Tensor, stretch: Tensor) -> Self:
+        """`planes` of the turned weight with what turns it back; signs [out], [in] of -1 and 1."""
+        own = {field.name: getattr(planes, field.name) for field in dataclasses.fields(planes)}
+        return cls(
+            **own, row_signs=pack(row_signs > 0, 1), input_signs=pack(input_signs > 0, 1), stretch=stretch
+        )
+
+    def dense(self) -> Tensor:
+        rows, inputs = self.shape
+        row_signs, input_signs = (
+            unpack(packed, 1, count).float() * 2 - 1
+            for packed, count in ((self.row_signs, rows), (self.input_signs, inputs))
+        )
+        unmixed = mixed(mixed(super().dense().T, row_signs, back=True).T, input_signs, back=True)
+        return unmixed / self.stretch.float()
 
 
 def patterns(planes: int, signed: bool, offset: bool, device: torch.device | str = "cpu") -> Tensor:

@@ -1,14 +1,18 @@
 """Scales of bit planes by alternating least squares, and planes with error feedback."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from backend.mixing import mixed
 from backend.parameters import GROUPED_ROW
 from backend.planes import (
     POWER_BITS,
     Planes,
+    TurnedPlanes,
     blocked,
     blocks_of,
     nearest,
@@ -19,12 +23,21 @@ from backend.solvers.columns import solve_columns
 from backend.views import Statistics
 
 __all__ = [
-    "POWER_BITS", "block_order", "blocks_of", "fit_planes", "in_float16", "patterns", "quantize_planes",
-    "reordered", "row_block",
+    "POWER_BITS",
+    "Turn",
+    "block_order",
+    "blocks_of",
+    "fit_planes",
+    "in_float16",
+    "patterns",
+    "quantize_planes",
+    "reordered",
+    "row_block",
 ]  # fmt: skip
 
 # Weights that are fitted at a time, so that the working set stays small on large layers.
 _AT_A_TIME = 2**21
+_LEAST_STRETCH = 2.0**-8
 # Of the number of weights: keeps a plane that no weight tells apart where it is.
 _RIDGE = 1e-6
 
@@ -109,6 +122,45 @@ def reordered(statistics: Statistics, wide: int) -> Statistics:
         return Statistics(statistics.tokens, gram=statistics.gram[order][:, order])
 
     return statistics.once(("reordered", wide), make)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """U W D Vᵀ and back: D evens out the columns, U and V spread what is large in one place over all.
+
+    D = (diag C / diag WᵀW)**(1/4) balances the size of a column with that of its input; signs [out], [in] of
+    -1 and 1 make the orthogonal U and V. The output error is that of the turned weight under V D⁻¹ C D⁻¹ Vᵀ.
+    """
+
+    row_signs: Tensor
+    input_signs: Tensor
+    stretch: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, gram: Tensor, rng: torch.Generator) -> Self:
+        """For W [out, in] and the Gram matrix C [in, in] of its inputs."""
+        signs = ((torch.randint(0, 2, (count,), generator=rng) * 2 - 1).to(weight) for count in weight.shape)
+        sizes = weight.double().square().sum(dim=0).clamp(min=1e-300)
+        stretch = (gram.diagonal().double().clamp(min=1e-300) / sizes) ** 0.25
+        # Only ratios matter; columns beyond the bounds are dead in weight or input.
+        ratio = (stretch / stretch.median()).clamp(_LEAST_STRETCH, 1 / _LEAST_STRETCH)
+        return cls(next(signs), next(signs), ratio.half())
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """U W D Vᵀ."""
+        return mixed(mixed(weight * self.stretch.float(), self.input_signs).T, self.row_signs).T.contiguous()
+
+    def statistics(self, statistics: Statistics) -> Statistics:
+        """The Gram matrix V D⁻¹ C D⁻¹ Vᵀ [in, in] float64 of the turned inputs."""
+        assert statistics.gram is not None
+        stretch, signs = self.stretch.double(), self.input_signs.double()
+        gram = statistics.gram.double() / stretch / stretch[:, None]
+        turned = mixed(mixed(gram, signs).T, signs)
+        return Statistics(statistics.tokens, gram=(turned + turned.T) / 2)
+
+    def part(self, planes: Planes) -> TurnedPlanes:
+        """The part that decodes `planes` of the turned weight to W."""
+        return TurnedPlanes.around(planes, self.row_signs, self.input_signs, self.stretch)
 
 
 def quantize_planes(

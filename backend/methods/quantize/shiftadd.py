@@ -7,9 +7,12 @@
 `scales` says which weights share them: column = `group_size` outputs of one input; block = 8 inputs by
 group_size / 8 outputs, for fewer memory accesses; row = `group_size` inputs of one output. The objective
 `output` goes over the columns as GPTQ does, the most active first, and fits each block as updated so far;
-`weight` fits the weights alone. Needs the Gram matrix (only for `output`). Stores bits + 6 terms bits /
-group_size bits per weight: a power is a sign and 5 bits of exponent. There is no offset: levels lie evenly
-around zero, and a group of weights on one side of it is served badly.
+`weight` fits the weights alone. `incoherent` quantizes U W D Vᵀ with orthogonal U, V and a diagonal D, so
+that no weight or input stands out, and multiplies them out again when the weight is decoded (a real kernel
+would apply them to the inputs); with column scales it is the paper's most accurate form, slow to compute.
+Needs the Gram matrix (not for `weight` alone). Stores bits + 6 bits terms / group_size bits per weight: a
+power is a sign and 5 bits of exponent; `incoherent` adds 17 bits a column and 1 a row, the signs that make
+U and V. There is no offset: a group of weights on one side of zero is served badly.
 You et al., ShiftAddLLM, arXiv 2406.05981.
 """
 
@@ -23,10 +26,11 @@ from torch import Tensor
 from backend.parameters import GROUPED_ROW, Damping
 from backend.parts import Part
 from backend.registry import Claim, method
-from backend.sizes import Matrix, plane_bytes
+from backend.sizes import Matrix, plane_bytes, whole_bytes
 from backend.solvers.columns import inverse_root
 from backend.solvers.planes import (
     POWER_BITS,
+    Turn,
     block_order,
     blocks_of,
     fit_planes,
@@ -63,6 +67,9 @@ Objective = Annotated[
     Literal["output", "weight"], Field(description="Whose error is small: the layer's output, or the weights")
 ]
 Terms = Annotated[int, Field(ge=1, le=6, description="Powers of two that add up to a scale")]
+Incoherent = Annotated[
+    bool, Field(description="Spread each weight over all rows and columns first (not in a pruned layer)")
+]
 Rounds = Annotated[int, Field(ge=0, le=100, description="Rounds of the fit; 0 keeps the greedy start")]
 
 
@@ -78,7 +85,9 @@ def _block(rows: int, inputs: int, group_size: int, scales: str) -> tuple[int, i
 def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     shape = (matrix.rows, matrix.inputs)
     blocks = blocks_of(shape, _block(*shape, params["group_size"], params["scales"]))
-    return plane_bytes(matrix, params["bits"], blocks, params["bits"] * params["terms"] * POWER_BITS)
+    planes = plane_bytes(matrix, params["bits"], blocks, params["bits"] * params["terms"] * POWER_BITS)
+    turned = params["incoherent"] and matrix.kept == matrix.rows * matrix.inputs
+    return planes + turned * (whole_bytes(matrix.rows) + whole_bytes(matrix.inputs) + 2 * matrix.inputs)
 
 
 @method(
@@ -99,6 +108,7 @@ def shiftadd(
     group_size: Group = -1,
     scales: Scales = "block",
     objective: Objective = "output",
+    incoherent: Incoherent = False,
     terms: Terms = 3,
     rounds: Rounds = 15,
     damping: Damping = 0.01,
@@ -118,16 +128,19 @@ def shiftadd(
             lambda found: _powers(found, terms),
         )
 
+    weight, statistics, turn = layer.now, layer.statistics, None
+    if incoherent and layer.kept is None:
+        assert statistics.gram is not None
+        turn = Turn.of(weight, statistics.gram, layer.rng)
+        weight, statistics = turn.weight(weight), turn.statistics(statistics)
     order = upper = None
     if objective == "output":
-        order = block_order(layer.statistics, block[1])
-        upper = inverse_root(reordered(layer.statistics, block[1]), damping)
-    return (
-        quantize_planes(
-            layer.now, upper, fit, known, block, signed=True, offset=False, kept=layer.kept, terms=terms,
-            order=order,
-        ),
-    )  # fmt: skip
+        order = block_order(statistics, block[1])
+        upper = inverse_root(reordered(statistics, block[1]), damping)
+    planes = quantize_planes(
+        weight, upper, fit, known, block, signed=True, offset=False, kept=layer.kept, terms=terms, order=order
+    )
+    return (turn.part(planes) if turn else planes,)
 
 
 def _greedy(values: Tensor, counted: Tensor | None, bits: int) -> Tensor:

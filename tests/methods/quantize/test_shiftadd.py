@@ -9,10 +9,11 @@ from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.gptq import gptq
 from backend.methods.quantize.rtn import rtn
 from backend.methods.quantize.shiftadd import shiftadd
-from backend.parts import combined
+from backend.parts import combined, rebuild
+from backend.planes import Planes
 from backend.recipe import parse_recipe
 from backend.sizes import Matrix
-from backend.solvers.planes import block_order
+from backend.solvers.planes import Turn, block_order
 from tests.layers import after, layer_of, output_error, random_layer
 
 
@@ -189,11 +190,84 @@ def test_the_estimate_counts_the_bytes_exactly(scales, shape, group, terms):
         return
     params = {"bits": 2, "group_size": group, "scales": scales, "terms": terms}
     (part,) = shiftadd(random_layer(*shape)[0], **params, rounds=1)
-    counted = shiftadd.__dict__["method"]["stored"](Matrix(*shape, shape[0] * shape[1], 16), params)
+    counted = shiftadd.__dict__["method"]["stored"](
+        Matrix(*shape, shape[0] * shape[1], 16), {**params, "incoherent": False}
+    )
     assert counted * 8 == part.bits
     shared = {"column": shape[0], "block": shape[0], "row": shape[1]}[scales] if group == -1 else group
     ideal = shape[0] * shape[1] * (2 + 12 * terms / shared)
     assert 0.99 * ideal <= part.bits <= 1.25 * ideal
+
+
+def spiky_layer(rows=96, inputs=144):
+    """Rows and columns of very different size, as outlier channels make them."""
+    layer, x = random_layer(rows=rows, inputs=inputs)
+    weight = layer.weight * torch.rand(inputs, generator=torch.Generator().manual_seed(4)).mul(4).exp()
+    weight[::7] *= 6
+    return layer_of(weight, x), x
+
+
+def test_turning_a_weight_keeps_the_output_error_and_turns_back():
+    layer, _ = spiky_layer()
+    gram = layer.statistics.gram
+    turn = Turn.of(layer.weight, gram, layer.rng)
+    turned, after_ = turn.weight(layer.weight).double(), turn.statistics(layer.statistics).gram
+    weight = layer.weight.double()
+    before = float((weight @ gram * weight).sum())
+    assert float((turned @ after_ * turned).sum()) == pytest.approx(before, rel=1e-5)
+    assert float(turned.abs().max() / turned.square().mean().sqrt()) < 0.4 * float(
+        weight.abs().max() / weight.square().mean().sqrt()
+    )
+    # A plane for each value of a row holds any weight exactly: what is left is the way there and back.
+    values = turned.float()
+    levels = torch.stack([values.amin(dim=1), values.amax(dim=1) - values.amin(dim=1)], dim=1)
+    plain = Planes.encode(values, levels.flip(1), (1, 144), False, True)
+    back = turn.part(plain).dense().double()
+    plain_error = plain.dense().double() - turned
+    error = back - weight
+    assert float((error @ gram * error).sum()) == pytest.approx(
+        float((plain_error @ after_ * plain_error).sum()), rel=1e-3
+    )
+
+
+def test_a_turned_weight_with_many_planes_is_the_weight():
+    layer, _ = spiky_layer()
+    made = combined(shiftadd(layer, bits=8, terms=6, group_size=-1, objective="weight", incoherent=True))
+    assert float((made - layer.weight).norm() / layer.weight.norm()) < 0.02
+
+
+def test_with_outlier_channels_turned_columns_lose_least_and_gptq_most():
+    layer, x = spiky_layer()
+    turned, column = (
+        combined(shiftadd(layer, bits=2, group_size=-1, scales="column", incoherent=flag))
+        for flag in (True, False)
+    )
+    rowwise = combined(gptq(layer, bits=2, group_size=-1))
+    lost = [output_error(x, layer.weight, made) for made in (turned, column, rowwise)]
+    assert lost == sorted(lost)
+    assert lost[0] < 0.5 * lost[1]
+
+
+def test_a_turned_part_is_opened_again_bit_for_bit_and_counted_exactly():
+    layer, _ = random_layer(rows=50, inputs=60)
+    (part,) = shiftadd(layer, incoherent=True)
+    again = rebuild(part.kind, part.settings(), part.tensors())
+    assert torch.equal(again.dense(), part.dense())
+    params = {"bits": 2, "group_size": -1, "scales": "block", "terms": 3, "incoherent": True}
+    counted = shiftadd.__dict__["method"]["stored"](Matrix(50, 60, 3000, 16), params)
+    assert counted * 8 == part.bits
+    (plain,) = shiftadd(layer)
+    assert part.bits - plain.bits == 56 + 64 + 16 * 60
+
+
+def test_a_pruned_layer_is_not_turned_and_keeps_its_zeros():
+    layer, _ = random_layer(rows=32, inputs=64)
+    pruned = after(layer, wanda(layer, pattern="2:4"))
+    (part,) = shiftadd(pruned, incoherent=True)
+    assert torch.equal(part.dense(), combined(shiftadd(pruned)))
+    params = {"bits": 2, "group_size": -1, "scales": "block", "terms": 3, "incoherent": True}
+    counted = shiftadd.__dict__["method"]["stored"](Matrix(32, 64, 1024, 16), params)
+    assert counted * 8 + 32 * 64 == part.bits
 
 
 def test_a_group_too_small_for_a_block_is_refused_in_one_sentence():
