@@ -88,13 +88,14 @@ def _serve(options: argparse.Namespace, host: Host) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: stopped.set())
     worker = None
-    demo = build(host)
+    jobs = Jobs(host)
+    demo = build(jobs)
     try:
         # The page first: worker and assets would take the cores that it starts with.
-        launch(demo, host)
+        launch(demo, jobs)
         _provide(host)
         if fetched(host):
-            Jobs(host).submit_starter()
+            jobs.submit_starter()
         worker = _start_worker() if options.worker else None
         while not stopped.wait(2):
             # A worker that was killed comes back, unless it ended by itself with something to say.

@@ -13,7 +13,7 @@ from store.database import Database
 COMPUTE, INTERACTIVE = "compute", "interactive"
 # The kinds of tasks, each a function of that name in backend.steps, and who answers them: what takes seconds
 # does not wait for runs, what takes minutes stands in line with them.
-TASKS = {"levels": COMPUTE, "surgery": INTERACTIVE, "read": INTERACTIVE}
+TASKS = {"levels": COMPUTE, "surgery": INTERACTIVE, "read": INTERACTIVE, "export": INTERACTIVE}
 # On SQLite the engine counts time in seconds: within one priority the places keep the order.
 _PLACES = 2_000_000
 # Somebody looks at the page that asked; runs from the page have 10, of sweeps 20.

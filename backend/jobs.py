@@ -265,14 +265,22 @@ class Jobs:
                 enqueue_generation(self._client, generation_id)
         return set_id
 
-    def ask(self, kind: str, model: str, arguments: Mapping[str, Any], user: str = "anonymous") -> str:
+    def ask(
+        self,
+        kind: str,
+        model: str,
+        arguments: Mapping[str, Any],
+        user: str = "anonymous",
+        anew: bool = False,
+    ) -> str:
         """The id of a task that answers this question; asked again, it is the same task and done once.
 
-        A failed or cancelled one starts anew. UserError for a model that cannot be used.
+        A failed or cancelled one starts anew, and with `anew` one that is done as well. UserError for a model
+        that cannot be used.
         """
         task_id = self.task_id(kind, model, arguments)
         attempt = tasks.ask(
-            self.database, task_id=task_id, kind=kind, model=model, arguments=arguments, user=user
+            self.database, task_id=task_id, kind=kind, model=model, arguments=arguments, user=user, anew=anew
         )
         if attempt is not None:
             enqueue_task(self._client, task_id, kind, attempt)

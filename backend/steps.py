@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,6 +17,8 @@ import torch
 from backend import budget
 from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact
 from backend.evaluate import Subject, evaluate
+from backend.export import export as export_artifact
+from backend.export import packed_path
 from backend.generate import write
 from backend.host import Host
 from backend.models import facts
@@ -133,6 +137,25 @@ def surgery(
     """Compress one linear alone and measure the model."""
     torch.set_num_threads(min(torch.get_num_threads(), _WRITING_THREADS))
     return operate(model, layer, stages, Calibration.model_validate(calibration), Host.at(home), progress)
+
+
+def export(
+    model: str, run: str, artifact: str, form: str, home: str, progress: Progress
+) -> dict[str, Any]:  # fmt: skip
+    """Write a run's model in a format and pack it into one file that a browser can fetch."""
+    host = Host.at(home)
+    packed = packed_path(host, run, form)
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    if not packed.exists():
+        with tempfile.TemporaryDirectory(dir=packed.parent, prefix=".export-") as made:
+            progress(Update("export", 0, 2, form))
+            folder = Path(made) / packed.stem
+            export_artifact(Path(artifact), form, folder, host)
+            progress(Update("export", 1, 2, packed.name))
+            archive = shutil.make_archive(f"{made}/packed", "zip", made, folder.name)
+            os.replace(archive, packed)
+    progress(Update("export", 2, 2, packed.name))
+    return {"file": packed.name, "bytes": packed.stat().st_size}
 
 
 def artifact_path(host: Host, digest: str) -> Path:

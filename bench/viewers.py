@@ -1,28 +1,32 @@
 """Many viewers of Explore on one server: python bench/viewers.py ADDRESS [VIEWERS SECONDS].
 
-Each opens the page, then sends what the page's timer sends every few seconds, and reads the answer to its
-end. Prints how many requests were sent, how many failed, and how long answers took. Time a run beside it to
-see what viewers cost.
+Each opens the page, then does every few seconds what the page does: it looks, fetches plot, table and card
+where results have changed, and sends the page's event where there is more to choose from. Prints how many
+requests were sent, how many failed, and how long answers took. Time a run beside it to see what viewers cost.
 """
 
+import gzip
 import json
 import statistics
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from typing import Any
 
-TICK_SECONDS = 3.0
+TICK_SECONDS = 4.0
 
 
 class Viewer(threading.Thread):
     """One browser on Explore."""
 
-    def __init__(self, address: str, tick: dict[str, Any], until: float, delay: float) -> None:
+    def __init__(self, address: str, event: dict[str, Any], until: float, delay: float) -> None:
         super().__init__(daemon=True)
-        self.address, self.tick, self.until, self.delay = address, tick, until, delay
+        self.address, self.event, self.until, self.delay = address, event, until, delay
+        self.known: dict[str, str] = {}
+        self.results, self.choices, self.events = -1, "", 0
         self.seconds: list[float] = []
         self.failures: list[str] = []
 
@@ -36,14 +40,44 @@ class Viewer(threading.Thread):
                 if not self.seconds:
                     with urllib.request.urlopen(f"{self.address}/", timeout=60) as page:
                         page.read()
-                self._ask(session)
+                self._look(session)
             except (OSError, ValueError) as problem:
                 self.failures.append(str(problem))
             self.seconds.append(time.monotonic() - began)
             time.sleep(max(0.0, TICK_SECONDS - self.seconds[-1]))
 
+    def _look(self, session: str) -> None:
+        told = self._live("activity")
+        if told is None:
+            return
+        results, choices = told["versions"]["results"], told["versions"]["choices"]
+        if results != self.results:
+            self.results = results
+            for panel in ("picture", "listing", "details"):
+                self._live(panel)
+        if choices != self.choices:
+            self.choices = choices
+            self.events += 1
+            self._ask(session)
+
+    def _live(self, panel: str) -> dict[str, Any] | None:
+        """What a shared panel tells, or None where that is known."""
+        headers = {"If-None-Match": self.known.get(panel, ""), "Accept-Encoding": "gzip"}
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{self.address}/live/{panel}", headers=headers), timeout=60
+            ) as told:
+                self.known[panel], body = told.headers["ETag"], told.read()
+                packed = told.headers["Content-Encoding"] == "gzip"
+        except urllib.error.HTTPError as answer:
+            if answer.code != 304:
+                raise
+            return None
+        found: dict[str, Any] = json.loads(gzip.decompress(body) if packed else body)
+        return found
+
     def _ask(self, session: str) -> None:
-        body = json.dumps({**self.tick, "session_hash": session, "trigger_id": None, "event_data": None})
+        body = json.dumps({**self.event, "session_hash": session, "trigger_id": None, "event_data": None})
         asked = urllib.request.Request(
             f"{self.address}/gradio_api/queue/join", body.encode(), {"Content-Type": "application/json"}
         )
@@ -60,13 +94,15 @@ class Viewer(threading.Thread):
         raise ValueError("the answer ended too early")
 
 
-def timer_of(address: str) -> dict[str, Any]:
-    """The event that Explore's timer sends, with its inputs as a fresh page holds them."""
+def event_of(address: str) -> dict[str, Any]:
+    """The event that Explore sends when a point has changed, with its inputs as a fresh page holds them."""
     with urllib.request.urlopen(f"{address}/config", timeout=60) as told:
         config = json.load(told)
-    timers = {part["id"] for part in config["components"] if part["type"] == "timer"}
+    strip = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "activity")
     found = next(
-        event for event in config["dependencies"] if any(target[0] in timers for target in event["targets"])
+        event
+        for event in config["dependencies"]
+        if any(target == [strip, "select"] for target in event["targets"])
     )
     values = {part["id"]: part["props"].get("value") for part in config["components"]}
     return {"fn_index": found["id"], "data": [values[part] for part in found["inputs"]]}
@@ -77,9 +113,9 @@ def main() -> None:
     address, *asked = sys.argv[1:]
     count, seconds = map(int, [*asked, "50", "60"][:2])
     address = address.rstrip("/")
-    tick = timer_of(address)
+    event = event_of(address)
     until = time.monotonic() + seconds
-    viewers = [Viewer(address, tick, until, TICK_SECONDS * n / count) for n in range(count)]
+    viewers = [Viewer(address, event, until, TICK_SECONDS * n / count) for n in range(count)]
     for viewer in viewers:
         viewer.start()
     for viewer in viewers:
@@ -91,6 +127,7 @@ def main() -> None:
             {
                 "viewers": count,
                 "requests": sum(len(viewer.seconds) for viewer in viewers),
+                "events": sum(viewer.events for viewer in viewers),
                 "failed": len(failed),
                 "first failure": failed[0] if failed else None,
                 "median seconds": round(statistics.median(taken), 3),

@@ -44,7 +44,7 @@ def create(
     ]
     with database.write() as connection:
         connection.execute(insert(Generation), rows)
-        bump(connection)
+        bump(connection, question=True)
     return [str(row["id"]) for row in rows]
 
 
@@ -57,7 +57,7 @@ def start(database: Database, generation_id: str, worker: str) -> bool:
             .where(Generation.id == generation_id, Generation.status.in_(_ACTIVE))
             .values(status="running", worker=worker, started=now, heartbeat=now)
         ).rowcount
-        bump(connection)
+        bump(connection, question=True)
         return started > 0
 
 
@@ -70,7 +70,7 @@ def write(database: Database, generation_id: str, text: str) -> bool:
             .values(text=clean(text), heartbeat=time.time())
             .returning(Generation.cancel_requested)
         ).first()
-        bump(connection)
+        bump(connection, question=True)
         return row is None or row.cancel_requested
 
 
@@ -136,7 +136,7 @@ def finish(
             .where(Generation.id == generation_id, Generation.status.in_(_ACTIVE))
             .values(**values)
         )
-        bump(connection)
+        bump(connection, question=True)
 
 
 def cancel(database: Database, group_id: str) -> list[str]:
@@ -154,5 +154,5 @@ def cancel(database: Database, group_id: str) -> list[str]:
             .where(Generation.group_id == group_id, Generation.status == "running")
             .values(cancel_requested=True)
         )
-        bump(connection)
+        bump(connection, question=True)
         return cancelled

@@ -73,6 +73,14 @@ class QueuedRun:
     cancel_requested: bool
 
 
+def versions(database: Database) -> dict[str, int]:
+    """Numbers that grow with writes: all with every one, results and questions with those of their own."""
+    with database.read() as connection:
+        rows = connection.execute(select(Counter.name, Counter.value)).all()
+    there = {name: value for name, value in rows}
+    return {name: there.get(name, 0) for name in ("all", "results", "questions")}
+
+
 def data_version(database: Database) -> int:
     """A number that grows with every write that a page could show."""
     return _counter(database, "all")

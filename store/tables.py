@@ -265,7 +265,9 @@ class Worker(Table):
 
 
 class Counter(Table):
-    """`all` grows with every visible write, `results` with those that change a point on a plot."""
+    """`all` grows with every visible write, `results` with those that change a point on a plot, `questions`
+    with those to answers, tasks and tastings; `tickets` numbers the queue.
+    """
 
     __tablename__ = "counters"
 

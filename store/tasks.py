@@ -19,9 +19,19 @@ _CLEARED = (
 
 
 def ask(
-    database: Database, *, task_id: str, kind: str, model: str, arguments: Mapping[str, Any], user: str
+    database: Database,
+    *,
+    task_id: str,
+    kind: str,
+    model: str,
+    arguments: Mapping[str, Any],
+    user: str,
+    anew: bool = False,
 ) -> int | None:
-    """The attempt to queue; None when the same question is queued, being answered, or answered already."""
+    """The attempt to queue; None when the same question is queued, being answered, or answered already.
+
+    With `anew` it is asked again though it was answered.
+    """
     fresh = {"status": "queued", "user": user, "created": time.time(), "cancel_requested": False}
     told = clean(json.dumps(dict(arguments), sort_keys=True))
     with database.write() as connection:
@@ -31,9 +41,9 @@ def ask(
             {"id": task_id, "kind": kind, "model": model, "arguments": told, "attempt": 1, **fresh},
         )
         if made:
-            bump(connection)
+            bump(connection, question=True)
             return 1
-        over = (Task.id == task_id) & Task.status.in_(("failed", "cancelled"))
+        over = (Task.id == task_id) & Task.status.in_(("failed", "cancelled", *(["done"] if anew else [])))
         attempt = connection.execute(
             update(Task)
             .where(over)
@@ -41,7 +51,7 @@ def ask(
             .returning(Task.attempt)
         ).scalar()
         if attempt is not None:
-            bump(connection)
+            bump(connection, question=True)
         return attempt
 
 
@@ -54,7 +64,7 @@ def start(database: Database, task_id: str, attempt: int, worker: str) -> bool:
             .where(Task.id == task_id, Task.attempt == attempt, Task.status.in_(_ACTIVE))
             .values(status="running", worker=worker, started=now, heartbeat=now)
         ).rowcount
-        bump(connection)
+        bump(connection, question=True)
         return started > 0
 
 
@@ -68,7 +78,7 @@ def report_progress(database: Database, task_id: str, attempt: int, **columns: A
             .returning(Task.cancel_requested)
         ).first()
         if columns:
-            bump(connection)
+            bump(connection, question=True)
         return row is None or row.cancel_requested
 
 
@@ -89,7 +99,7 @@ def finish(
             .where(_running(task_id, attempt))
             .values(status=status, result=told, error=clean(error), finished=time.time())
         )
-        bump(connection)
+        bump(connection, question=True)
 
 
 def cancel(database: Database, task_id: str) -> str | None:
@@ -102,7 +112,7 @@ def cancel(database: Database, task_id: str) -> str | None:
         if row.status == "queued":
             values = {"status": "cancelled", "finished": time.time()}
         connection.execute(update(Task).where(Task.id == task_id).values(**values))
-        bump(connection)
+        bump(connection, question=True)
         return str(values.get("status", row.status))
 
 

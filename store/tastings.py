@@ -20,7 +20,7 @@ def create(database: Database, tasting_id: str, title: str, user: str, settings:
     }  # fmt: skip
     with database.write() as connection:
         connection.execute(insert(Tasting).values(**row))
-        bump(connection)
+        bump(connection, question=True)
 
 
 def one(database: Database, tasting_id: str) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ def vote(
     with database.write() as connection:
         new = insert_new(connection, Vote, row)
         if new:
-            bump(connection)
+            bump(connection, question=True)
         return new
 
 

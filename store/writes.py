@@ -10,11 +10,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from store.tables import Counter, Run, Table
 
 
-def bump(connection: Connection, *, point: str | None = None) -> None:
-    """Make the data version grow; with the id of a run whose point changes, the version of results too."""
+def bump(connection: Connection, *, point: str | None = None, question: bool = False) -> None:
+    """Make the data version grow.
+
+    With the id of a run whose point changes also the version of results; `question` also that of all that is
+    asked of a model beside its runs.
+    """
     # One after the other: PostgreSQL would lock them in any order, and two writers could wait for each other.
-    for name in ("all",) if point is None else ("all", "results"):
-        connection.execute(update(Counter).where(Counter.name == name).values(value=Counter.value + 1))
+    for name in ("all", *(["results"] if point else []), *(["questions"] if question else [])):
+        _next(connection, name)
     if point is not None:
         newest = select(Counter.value).where(Counter.name == "results").scalar_subquery()
         connection.execute(update(Run).where(Run.id == point).values(version=newest))
@@ -22,9 +26,7 @@ def bump(connection: Connection, *, point: str | None = None) -> None:
 
 def next_ticket(connection: Connection) -> int:
     """A number never given before, not even to a run that was removed; it also says who came first."""
-    statement = _insert(connection, Counter).values(name="tickets", value=1)
-    counted = statement.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + 1})
-    return int(connection.execute(counted.returning(Counter.value)).scalar_one())
+    return _next(connection, "tickets")
 
 
 def insert_new(connection: Connection, table: type[Table], values: Mapping[str, Any]) -> bool:
@@ -40,6 +42,12 @@ def upsert(
     statement = _insert(connection, table).values(**values)
     rest = {name: statement.excluded[name] for name in values if name not in key}
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=rest))
+
+
+def _next(connection: Connection, counter: str) -> int:
+    statement = _insert(connection, Counter).values(name=counter, value=1)
+    counted = statement.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + 1})
+    return int(connection.execute(counted.returning(Counter.value)).scalar_one())
 
 
 def _insert(connection: Connection, table: type[Table]) -> Any:

@@ -2,16 +2,16 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from backend.errors import UserError
-from backend.host import Host
 from backend.jobs import Jobs
 from store import results
+from ui import downloads, live
 from ui.lost import not_found
 from ui.noise import series_name
 from ui.pages import (
@@ -48,6 +48,11 @@ PAGES: tuple[tuple[str, str, Callable[[gr.Blocks, Jobs], None]], ...] = (
 _SCRIPT = (Path(__file__).parent / "head.js").read_text(encoding="utf-8")
 # Open tabs whose state is kept, half a megabyte each; a tab beyond them starts from its address again.
 _SESSIONS = 300
+# What open pages fetch instead of asking for it by an event.
+PANELS: Mapping[str, live.Panel] = {
+    "activity": explore.activity, "picture": explore.picture, "listing": explore.listing,
+    "details": explore.details, "queue": queue.overview, "log": queue.log,
+}  # fmt: skip
 # Pages whose address is a view for a story.
 _VIEWS = (say("app.explore"), say("app.compare"), say("app.layers"))
 _MARK = (
@@ -56,9 +61,8 @@ _MARK = (
 )
 
 
-def build(host: Host) -> gr.Blocks:
+def build(jobs: Jobs) -> gr.Blocks:
     """All pages; they share nothing but the store."""
-    jobs = Jobs(host)
     # Reading thousands of runs for the first time takes a second: not the first visitor's.
     threading.Thread(target=_read_all, args=[jobs], daemon=True).start()
     demo = gr.Blocks(title="Paretoscope", analytics_enabled=False)
@@ -76,7 +80,7 @@ def _read_all(jobs: Jobs) -> None:
 
 
 def launch(
-    demo: gr.Blocks, host: Host, *, server_name: str | None = None, server_port: int | None = None
+    demo: gr.Blocks, jobs: Jobs, *, server_name: str | None = None, server_port: int | None = None
 ) -> str:
     """Serve until closed, without blocking; the address. Host and port fall back to Gradio's variables."""
     name = server_name or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
@@ -85,7 +89,7 @@ def launch(
         _, address, _ = demo.launch(
             server_name=name,
             server_port=port,
-            auth=list(host.auth) or None,
+            auth=list(jobs.host.auth) or None,
             theme=theme(),
             css=CSS,
             favicon_path=str(ICON),
@@ -101,6 +105,8 @@ def launch(
             max_file_size="1mb",
             state_session_capacity=_SESSIONS,
         )
+        downloads.serve(demo, jobs.host)
+        live.serve(demo, live.Feed(jobs, PANELS, explore.choices))
     except OSError as problem:
         raise UserError(say("app.port_taken", port=port, host=name, problem=problem)) from problem
     return address

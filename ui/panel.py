@@ -25,7 +25,7 @@ STATES = {
 _WORDS = script(
     copied=say("common.copied"), selected=say("common.selected"), no_copy=say("common.see_the_address_bar")
 )
-_SCRIPT = _WORDS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+SCRIPT = _WORDS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 # With the path written out, for the document's base is not this page.
 _ADDRESS = """
 watch('value', () => {
@@ -50,10 +50,10 @@ watch('value', () => {
 """
 
 
-def panel(elem_id: str, value: str = "", **options: Any) -> gr.HTML:
-    """A place for markup of this file; all of it must have gone through `escape`."""
+def panel(elem_id: str, value: str = "", script: str = "", **options: Any) -> gr.HTML:
+    """A place for markup of this file; all of it must have gone through `escape`. `script` is run with it."""
     return gr.HTML(
-        value, elem_id=elem_id, js_on_load=_SCRIPT, elem_classes="plain",
+        value, elem_id=elem_id, js_on_load=SCRIPT + script, elem_classes="plain",
         apply_default_css=False, **options,
     )  # fmt: skip
 

@@ -13,13 +13,16 @@ _SCRIPT = DRAWING + Path(__file__).with_suffix(".js").read_text(encoding="utf-8"
 _FRAME = '<div class="plot-frame"><div class="plot" role="figure" aria-label="${label}"></div></div>'
 
 
-def plot(elem_id: str, label: str) -> gr.HTML:
-    """An empty plot; its value is a figure as JSON, and `gr.update(selected=RUN_ID)` rings a point."""
+def plot(elem_id: str, label: str, script: str = "") -> gr.HTML:
+    """An empty plot; its value is a figure as JSON, and `gr.update(selected=RUN_ID)` rings a point.
+
+    `script` is run with it, such as one that fetches its value.
+    """
     return gr.HTML(
         value=None,
         html_template=_FRAME,
         label=label,
-        js_on_load=_SCRIPT,
+        js_on_load=_SCRIPT + script,
         head=library(),
         elem_id=elem_id,
         elem_classes="plain",

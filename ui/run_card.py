@@ -9,17 +9,20 @@ from urllib.parse import urlencode
 import pandas as pd
 
 from backend.export import formats
+from backend.jobs import Jobs
 from store import results
 from store.database import Database
 from ui import charts
+from ui.downloads import offers
 from ui.layer_map import ERRORS, final
 from ui.panel import STATES, badge, button, code, link, table, top
 from ui.quantities import TITLES, age, difference, duration, significant, with_error
 from ui.texts import say
 
 
-def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
+def card(jobs: Jobs, run_id: str, points: pd.DataFrame) -> str:
     """Everything about one run; how to read the plot when none is chosen."""
+    database = jobs.database
     if not run_id:
         return GUIDE
     run = results.run(database, run_id)
@@ -36,7 +39,7 @@ def card(database: Database, run_id: str, points: pd.DataFrame) -> str:
     found = results.measurements(database, [run_id, dense_id] if dense_id else [run_id])
     return (
         f'<div class="panel" id="run-card">{_heading(run)}{_numbers(found, run_id, dense_id, protocol)}'
-        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(run)}"
+        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(jobs, run)}"
         f"{_log(database, run_id)}</div>"
     )
 
@@ -150,14 +153,14 @@ def _log(database: Database, run_id: str) -> str:
     return f"<details id='card-log'>{body}</details>"
 
 
-def _reproduce(run: Mapping[str, Any]) -> str:
+def _reproduce(jobs: Jobs, run: dict[str, Any]) -> str:
     recipe = json.dumps(run["recipe"], indent=1, ensure_ascii=False)
     exports = "\n".join(
         f"python app.py export {run['id']} --format {name} --to {run['id']}-{name}" for name in formats()
     )
     export = (
         f"<details id='card-export'><summary class='note'>{say('explore.export_the_model')}</summary>"
-        f"{code(exports, 'export-commands')}</details>"
+        f"{offers(jobs, run)}{code(exports, 'export-commands')}</details>"
         if run["artifact"]
         else ""
     )

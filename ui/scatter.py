@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,8 @@ from ui.texts import say
 
 Symbol = Literal["stages", "kind", "none"]
 Dominated = Literal["dim", "show", "hide"]
+SYMBOLS: tuple[Symbol, ...] = get_args(Symbol)
+DOMINATED_RUNS: tuple[Dominated, ...] = get_args(Dominated)
 COLOURS = ("method", "family", "model", "user", "sweep")
 # Beyond this many points error bars are a hatching, not information.
 _MOST_ERROR_BARS = 400

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlencode
 
 import pandas as pd
@@ -14,29 +14,22 @@ from store.database import Database
 from ui import charts, filters
 from ui.charts import Axis
 from ui.noise import series_name
-from ui.scatter import Dominated, Look, Symbol, scatter
+from ui.scatter import DOMINATED_RUNS, SYMBOLS, Look, scatter
 from ui.texts import many, say
 
 # The scope that holds every model and protocol.
 EVERYTHING = "*"
 MOST_BASKET = 4
-SYMBOLS = ("stages", "kind", "none")
-DOMINATED = ("dim", "show", "hide")
 
 
 @dataclass(frozen=True)
-class View:
-    """What the reader looks at: the page's address says all of it."""
+class View(Look):
+    """What the reader looks at and how it is drawn: the page's address says all of it."""
 
+    log_y: bool = True
     scope: str = ""
     x: str = "size.packed"
     y: str = "perplexity"
-    log_x: bool = False
-    log_y: bool = True
-    broken: bool = True
-    colour: str = "method"
-    symbol: str = "stages"
-    dominated: str = "dim"
     words: str = ""
     basket: str = ""
     run: str = ""
@@ -79,21 +72,13 @@ class View:
         told |= {
             "colour": told["colour"][:60] or cls.colour,
             "symbol": told["symbol"] if told["symbol"] in SYMBOLS else cls.symbol,
-            "dominated": told["dominated"] if told["dominated"] in DOMINATED else cls.dominated,
+            "dominated": told["dominated"] if told["dominated"] in DOMINATED_RUNS else cls.dominated,
             "words": told["words"][:300],
             "basket": ",".join(list(dict.fromkeys(runs))[:MOST_BASKET]),
             "run": told["run"][:12],
             "order": told["order"][:40],
         }
         return cls(**told)
-
-    @property
-    def look(self) -> Look:
-        """How the points are drawn."""
-        return Look(
-            self.colour, cast(Symbol, self.symbol), cast(Dominated, self.dominated), self.broken,
-            self.log_x, self.log_y,
-        )  # fmt: skip
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
@@ -125,7 +110,7 @@ def figure(database: Database, shown: pd.DataFrame, view: View, kinds: Mapping[s
     """The plot of what is shown."""
     x, y = view.axes
     windows = results.windows(database, series_name(y.metric))
-    return scatter(shown, x, y, kinds, view.look, windows, view.scope)
+    return scatter(shown, x, y, kinds, view, windows, view.scope)
 
 
 def scopes(points: pd.DataFrame) -> list[str]:

@@ -30,3 +30,8 @@ def export(artifact: Path, name: str, folder: Path, host: Host) -> None:
         if folder.exists():
             folder.rmdir()
         written.rename(folder)
+
+
+def packed_path(host: Host, run: str, name: str) -> Path:
+    """Where the export of a run lies as one file, until the cache is full of others."""
+    return host.cache / "exports" / f"{run}-{name}" / f"{run}-{name}.zip"

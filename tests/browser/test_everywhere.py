@@ -41,10 +41,11 @@ def served(tmp_path_factory):
     for answer, text in zip(answers, ("because", "be that"), strict=True):
         generations.start(jobs.database, answer, "local")
         generations.finish(jobs.database, answer, "done", text=text, tokens=[[len(text), text]])
-    demos = [app.build(host) for host in (full, empty)]
+    nothing = Jobs(empty)
+    demos = [app.build(either) for either in (jobs, nothing)]
     addresses = [
-        app.launch(demo, host, server_name="127.0.0.1", server_port=free_port()).rstrip("/")
-        for demo, host in zip(demos, (full, empty), strict=True)
+        app.launch(demo, either, server_name="127.0.0.1", server_port=free_port()).rstrip("/")
+        for demo, either in zip(demos, (jobs, nothing), strict=True)
     ]
     views = {
         "": f"?run={ids[2]}", "compress": "?recipe=%7B%7D", "queue": f"?run={ids[2]}",
@@ -54,6 +55,7 @@ def served(tmp_path_factory):
     for demo in demos:
         demo.close()
     jobs.close()
+    nothing.close()
 
 
 def settled(page: Page, path: str, filled: bool) -> None:

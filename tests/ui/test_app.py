@@ -26,8 +26,8 @@ def free_port():
 def served(host, jobs, filled):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        demo = app.build(host)
-        address = app.launch(demo, host, server_name="127.0.0.1", server_port=free_port())
+        demo = app.build(jobs)
+        address = app.launch(demo, jobs, server_name="127.0.0.1", server_port=free_port())
     yield address.rstrip("/")
     demo.close()
 
@@ -99,10 +99,10 @@ def test_the_pages_do_no_model_work_and_know_no_database_engine():
     assert told.stdout.strip() == "set()"
 
 
-def test_a_port_that_is_taken_is_said_in_one_sentence(host):
+def test_a_port_that_is_taken_is_said_in_one_sentence(jobs):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 cannot be used .*GRADIO_SERVER_PORT"):
-            app.launch(app.build(host), host, server_name="127.0.0.1", server_port=port)
+            app.launch(app.build(jobs), jobs, server_name="127.0.0.1", server_port=port)

@@ -149,7 +149,7 @@ def test_a_long_table_is_cut_and_says_so(points, monkeypatch):
 
 
 def test_the_card_tells_everything_about_a_run(jobs, points, filled):
-    card = run_card.card(jobs.database, filled[7], points)
+    card = run_card.card(jobs, filled[7], points)
     for told in (
         "sparsegpt 2:4 → gptq 4-bit g64 → eora r32", "34.10 ± 0.57", "+52.2 %", "121.9 MB", "of it linears",
         "model.layers.5.self_attn.q_proj", "python app.py run recipe.json", f"compare?runs={filled[7]}",
@@ -161,27 +161,27 @@ def test_the_card_tells_everything_about_a_run(jobs, points, filled):
 def test_a_simulated_speed_says_so(jobs, points, filled):
     own = [made_up.number("speed.decode", 11.3, {"device": "cpu", "simulated": True})]
     measurements.save_measurements(jobs.database, filled[3], measurements=own)
-    assert "Decode, simulated" in run_card.card(jobs.database, filled[3], points)
-    assert "simulated" not in run_card.card(jobs.database, filled[0], points)
+    assert "Decode, simulated" in run_card.card(jobs, filled[3], points)
+    assert "simulated" not in run_card.card(jobs, filled[0], points)
 
 
 def test_the_recipe_on_the_card_can_be_run_again(jobs, points, filled):
-    card = run_card.card(jobs.database, filled[2], points)
+    card = run_card.card(jobs, filled[2], points)
     text = card.split('<pre id="reproduce-recipe">')[1].split("</pre>")[0].replace("&quot;", '"')
     assert parse_recipe(text).chain() == "gptq 3-bit g64"
 
 
 def test_the_card_of_a_broken_run_says_why(jobs, points, filled):
-    assert "worse than guessing" in run_card.card(jobs.database, filled[-1], points)
+    assert "worse than guessing" in run_card.card(jobs, filled[-1], points)
 
 
 def test_a_run_without_numbers_and_a_run_that_is_gone_have_cards_too(jobs, points):
     waiting = made_up.add_run(jobs.database, made_up.RUNS[1], status="queued", recipe={"seed": 3})
-    card = run_card.card(jobs.database, waiting, results.points(jobs.database))
+    card = run_card.card(jobs, waiting, results.points(jobs.database))
     assert "Nothing has been measured yet" in card
     assert f"queue?run={waiting}" in card
-    assert "No run &lt;b&gt;" in run_card.card(jobs.database, "<b>", points)
-    assert "Reading the plot" in run_card.card(jobs.database, "", points)
+    assert "No run &lt;b&gt;" in run_card.card(jobs, "<b>", points)
+    assert "Reading the plot" in run_card.card(jobs, "", points)
 
 
 def test_nothing_from_the_store_is_shown_unescaped(jobs, points):
@@ -191,7 +191,7 @@ def test_nothing_from_the_store_is_shown_unescaped(jobs, points):
     runs.create_run(
         jobs.database, digest=digest, name=hostile, recipe=recipe, model=hostile, chain=hostile, user=hostile,
     )  # fmt: skip
-    assert "<script" not in run_card.card(jobs.database, digest[:12], results.points(jobs.database))
+    assert "<script" not in run_card.card(jobs, digest[:12], results.points(jobs.database))
     points.loc[0, ["chain", "broken"]] = hostile
     assert "<script" not in run_table.rows(points, View())
     assert "<script" not in explore.activity(jobs)

@@ -145,7 +145,7 @@ def test_names_from_the_store_are_escaped(jobs, keep):
 
 def test_the_card_of_a_run_leads_to_its_layers_and_says_what_its_errors_are(jobs, filled):
     points = results.points(jobs.database)
-    rtn, dense = (run_card.card(jobs.database, filled[number], points) for number in (RTN3, 0))
+    rtn, dense = (run_card.card(jobs, filled[number], points) for number in (RTN3, 0))
     assert f"layers?run={filled[RTN3]}" in rtn
     assert "squared error of its weights, relative" in rtn
     assert "layers?run=" not in dense

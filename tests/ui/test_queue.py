@@ -74,18 +74,18 @@ def test_queued_runs_show_their_place_and_ended_ones_their_cause(jobs):
     assert all(run_id in page for run_id in [*waiting, failed])
     assert "ValueError: &lt;b&gt;bad&lt;/b&gt; try again" in page
     assert "Traceback" not in page
-    log = queue.log(jobs, failed)
+    log = queue.log(jobs, {"run": failed})
     assert "Traceback" in log
     assert "A bug" in log
 
 
 def test_the_log_shows_what_was_printed_escaped(jobs):
     run_id = made_up.add_run(jobs.database, made_up.RUNS[2], status="running")
-    assert "Nothing has been printed" in queue.log(jobs, run_id)
+    assert "Nothing has been printed" in queue.log(jobs, {"run": run_id})
     runs.append_log(jobs.database, run_id, ["loading <model>", "block 1"])
-    assert "loading &lt;model&gt;\nblock 1" in queue.log(jobs, run_id)
-    assert "There is no run &lt;i&gt;" in queue.log(jobs, "<i>")
-    assert queue.log(jobs, "") == ""
+    assert "loading &lt;model&gt;\nblock 1" in queue.log(jobs, {"run": run_id})
+    assert "There is no run &lt;i&gt;" in queue.log(jobs, {"run": "<i>"})
+    assert queue.log(jobs, {"run": ""}) == ""
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ import numpy as np
 from backend.budget import Budget
 from backend.errors import UserError
 from backend.jobs import Jobs
-from backend.models import catalogue
 from backend.recipe import Recipe
 from backend.solvers.budget import Ladder
-from backend.text import texts
 from store import results
 from ui import learned
+from ui.live import live
 from ui.panel import address, banner, button, card, code, link, panel
 from ui.plan_view import front_figure, plan_figure, told
 from ui.plot import plot
+from ui.subject import subject, subject_of
 from ui.texts import say
 from ui.visitor import user_of
 
@@ -66,16 +66,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     """Lay the page out and wire it."""
     host, database = jobs.host, jobs.database
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    cards = catalogue(host)
     with gr.Row(equal_height=False):
-        model = gr.Dropdown(
-            [(one.title, one.id) for one in cards], value=cards[0].id, label=say("common.model"),
-            elem_id="budget-model", allow_custom_value=True, scale=3, min_width=220,
-        )  # fmt: skip
-        text = gr.Dropdown(
-            [one.name for one in texts(host)], value="wikipedia-en", label=say("budget.calibration_text"),
-            elem_id="budget-text", allow_custom_value=True, scale=2, min_width=180,
-        )  # fmt: skip
+        model, text = subject(host, "budget", say("budget.calibration_text"))
         size = gr.Slider(
             0, 1e6, 0, step=0.1, label=say("axis.packed"), elem_id="budget-size", scale=5, min_width=300,
             visible=False,
@@ -92,8 +84,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     here = address("address")
     # The size that is shown. Not read off the slider: before anybody moved it, its page may send text.
     chosen = gr.State(0.0)
-    seen = gr.State((-1, -1))
-    timer = gr.Timer(2)
+    seen = gr.State(-1)
+    pulse = live("budget-pulse", 2, minds="results questions")
 
     def known(model_: str, text_: str) -> tuple[Budget, Ladder] | None:
         found, walk = learned.budget_of(jobs, model_, text_), learned.ladder_of(jobs, model_, text_)
@@ -142,8 +134,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
 
     def opened(request: gr.Request) -> list[Any]:
         query = dict(request.query_params)
-        model_, text_ = query.get("model", cards[0].id)[:500], query.get("text", "wikipedia-en")[:500]
-        version = (results.data_version(database), results.results_version(database))
+        model_, text_ = subject_of(host, query)
+        version = results.results_version(database)
         return [model_, text_, version, *drawn(model_, text_, _number(query.get("mb")))]
 
     def changed(model_: str, text_: str) -> list[Any]:
@@ -152,17 +144,14 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     def moved(model_: str, text_: str, megabytes: float) -> list[Any]:
         return drawn(model_, text_, megabytes, points_too=False)
 
-    def tick(before: Sequence[int], model_: str, text_: str, megabytes: float) -> Any:
-        version = (results.data_version(database), results.results_version(database))
-        if tuple(before) == version:
-            return gr.skip()
+    def renewed(before: int, model_: str, text_: str, megabytes: float) -> Any:
+        version = results.results_version(database)
         try:
             both = known(model_, text_)
         except UserError:
             return gr.skip()
-        if both is not None and before[1] == version[1] and before[0] != -1 and megabytes > 0:
-            # Only progress of other work.
-            return [version, *(gr.skip() for _ in shown)]
+        if both is not None and before == version and megabytes > 0:
+            return gr.skip()
         return [version, *drawn(model_, text_, megabytes if megabytes > 0 else None)]
 
     def pressed(
@@ -203,7 +192,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     size.input(moved, [model, text, size], shown, trigger_mode="always_last", **quiet)
     for source in (levels, numbers):
         source.select(pressed, [model, text, chosen], [outcome, *shown], **quiet)
-    timer.tick(tick, [seen, model, text, chosen], [seen, *shown], concurrency_limit=None, **quiet)
+    pulse.select(renewed, [seen, model, text, chosen], [seen, *shown], concurrency_limit=None, **quiet)
 
 
 def _number(text: str | None) -> float | None:

@@ -1,8 +1,9 @@
 """Explore: what each run costs and what it keeps, the front between them, and everything about one run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from html import escape
 from typing import Any
 from urllib.parse import urlencode
@@ -10,11 +11,14 @@ from urllib.parse import urlencode
 import gradio as gr
 import pandas as pd
 
+from backend.errors import UserError
 from backend.jobs import Jobs
 from backend.registry import discover
 from store import results
 from store.database import Database
 from ui import charts, filters
+from ui.downloads import ask
+from ui.live import following, live
 from ui.pages.queue import pause_notice
 from ui.panel import address, banner, button, download, link, panel
 from ui.plot import plot
@@ -23,8 +27,10 @@ from ui.run_card import GUIDE, card
 from ui.run_table import as_csv, as_json, ordered, rows
 from ui.scatter import COLOURS
 from ui.texts import many, say
-from ui.view import MOST_BASKET, View, figure, filtered, scope_choices, scopes, visible
+from ui.view import EVERYTHING, MOST_BASKET, View, figure, filtered, scope_choices, scopes, visible
+from ui.visitor import user_of
 
+_NOWHERE: Mapping[str, str] = {}
 CROSS = "\N{MULTIPLICATION X}"
 # The plot as it stands, with the page's colours.
 SAVE_PLOT = """() => Plotly.downloadImage(document.querySelector('#pareto .plot'),
@@ -39,12 +45,13 @@ _COLOURS = {
 }
 
 
+@cache
 def method_kinds() -> dict[str, str]:
     """{name: kind} of every method, as chains name them."""
     return {method.name: method.kind for method in discover().methods.values()}
 
 
-def activity(jobs: Jobs) -> str:
+def activity(jobs: Jobs, query: Mapping[str, str] = _NOWHERE) -> str:
     """What the worker does now, in one line, and who paused the queue; empty when nothing waits."""
     waiting, paused = results.queue(jobs.database), pause_notice(jobs)
     if paused or not waiting:
@@ -63,6 +70,38 @@ def activity(jobs: Jobs) -> str:
     if queued:
         told.append(say("explore.queued", queued=queued))
     return banner(f"{' '.join(told)} {way}", "quiet")
+
+
+def picture(jobs: Jobs, query: Mapping[str, str]) -> str:
+    """The figure of an address as JSON; empty while there is no point."""
+    points, view = results.points(jobs.database), View.of_query(query)
+    known = scopes(points)
+    if not known:
+        return ""
+    view = view if view.scope in (*known, EVERYTHING) else replace(view, scope=known[0])
+    return drawing(jobs.database, visible(points, view), view)
+
+
+def drawing(database: Database, shown: pd.DataFrame, view: View) -> str:
+    """The figure of runs as JSON."""
+    return json.dumps(figure(database, shown, view, method_kinds()), separators=(",", ":"))
+
+
+def listing(jobs: Jobs, query: Mapping[str, str]) -> str:
+    """The table of an address."""
+    view = View.of_query(query)
+    return rows(visible(results.points(jobs.database), view), view)
+
+
+def details(jobs: Jobs, query: Mapping[str, str]) -> str:
+    """The card of the run that an address names."""
+    return card(jobs, View.of_query(query).run, results.points(jobs.database))
+
+
+def choices(jobs: Jobs) -> str:
+    """What the dropdowns offer, in short: where it changes they must be filled anew."""
+    points = results.points(jobs.database)
+    return json.dumps([scopes(points), filters.parameter_names(points)])
 
 
 def nothing_yet(jobs: Jobs) -> str:
@@ -105,10 +144,11 @@ def colour_choices(points: pd.DataFrame) -> list[tuple[str, str]]:
 
 def build(page: gr.Blocks, jobs: Jobs) -> None:
     """Lay the page out and wire it."""
-    database, kinds = jobs.database, method_kinds()
+    database = jobs.database
     axes = [(axis.title, axis.metric) for axis in charts.AXES.values()]
 
-    strip = panel("activity")
+    # Plot, card and table follow by themselves; an event is worth new choices alone.
+    strip = live("activity", 4, "activity", minds="choices")
     with gr.Row(equal_height=False, elem_id="axes"):
         scope = gr.Dropdown([], label=say("explore.model_and_text"), elem_id="scope", scale=5, min_width=300)
         x = gr.Dropdown(
@@ -155,11 +195,11 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     held = panel("basket")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            scatter = plot("pareto", say("explore.plot"))
+            scatter = plot("pareto", say("explore.plot"), following("picture"))
             empty = panel("empty", visible=False)
         with gr.Column(scale=3, min_width=320):
-            chosen = panel("card", GUIDE)
-    listing = panel("runs")
+            chosen = panel("card", GUIDE, following("details", "results questions"))
+    table = panel("runs", script=following("listing"))
     with gr.Row(elem_id="downloads"):
         csv = gr.Button("CSV", size="sm", elem_id="download-csv")
         as_json_button = gr.Button("JSON", size="sm", elem_id="download-json")
@@ -167,15 +207,13 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         svg = gr.Button("SVG", size="sm", elem_id="download-svg")
     here, saved = address("address"), download("download")
     run, order, basket = gr.State(""), gr.State(""), gr.State("")
-    seen = gr.State((-1, -1))
-    # Each tick of each open page costs the server some 25 ms, which a run beside it then lacks.
-    timer = gr.Timer(5)
+    seen = gr.State("")
 
     # In the order of the fields of a View.
     controls: Sequence[Any] = (
-        scope, x, y, log_x, log_y, broken, colour, symbol, dominated, words, basket, run, order,
+        colour, symbol, dominated, broken, log_x, log_y, scope, x, y, words, basket, run, order,
     )  # fmt: skip
-    drawn: Sequence[Any] = (scope, colour, scatter, empty, held, listing, here)
+    drawn: Sequence[Any] = (scope, colour, scatter, empty, held, table, here)
 
     def draw(view: View, points: pd.DataFrame | None = None) -> list[Any]:
         points = results.points(database) if points is None else points
@@ -184,7 +222,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         if view.scope not in keys:
             view = replace(view, scope=keys[0] if keys else "")
         shown, problem = filtered(points, view)
-        told = json.dumps(figure(database, shown, view, kinds), separators=(",", ":")) if keys else None
+        told = drawing(database, shown, view) if keys else None
         colours = colour_choices(shown)
         if view.colour not in [value for _, value in colours]:
             colours.append((view.colour, view.colour))
@@ -200,20 +238,19 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
 
     def opened(request: gr.Request) -> list[Any]:
         view = View.of_query(dict(request.query_params))
-        versions = (results.data_version(database), results.results_version(database))
         points = results.points(database)
         settled = [
             view.x, view.y, view.log_x, view.log_y, view.broken, view.symbol, view.dominated, view.words,
             view.basket, view.run, view.order,
         ]  # fmt: skip
         return [
-            *draw(view, points), card(database, view.run, points), activity(jobs), versions, *settled,
+            *draw(view, points), card(jobs, view.run, points), activity(jobs), choices(jobs), *settled,
         ]  # fmt: skip
 
     def changed(*values: Any) -> list[Any]:
         return draw(View.of_controls(values))
 
-    def picked(event: gr.EventData, *values: Any) -> list[Any]:
+    def picked(event: gr.EventData, request: gr.Request, *values: Any) -> list[Any]:
         view = View.of_controls(values)
         action = getattr(event, "action", "open")
         points = results.points(database)
@@ -232,6 +269,11 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             ids = [name for name in ids if name != str(event.run)]
         elif action == "clear":
             ids = []
+        elif action.startswith("export-"):
+            try:
+                ask(jobs, str(event.run)[:12], action.removeprefix("export-"), user_of(request, jobs.host))
+            except UserError as error:
+                raise gr.Error(escape(str(error)), duration=8, print_exception=False) from None
         else:
             view = replace(view, run="" if action == "close" else str(event.run)[:12])
         view = replace(view, basket=",".join(dict.fromkeys(ids)))
@@ -241,20 +283,14 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             view.run, view.order, view.basket,
             gr.update(selected=view.run) if opens else gr.skip(),
             rows(shown, view) if opens or action == "sort" else gr.skip(),
-            card(database, view.run, points) if opens else gr.skip(),
+            card(jobs, view.run, points) if opens or action.startswith("export-") else gr.skip(),
             basket_strip(database, view),
             view.query(known[0] if known else ""),
         ]  # fmt: skip
 
-    def tick(before: Sequence[int], *values: Any) -> Any:
-        versions = (results.data_version(database), results.results_version(database))
-        if tuple(before) == versions:
-            return gr.skip()
-        if before[1] == versions[1]:
-            return [versions, activity(jobs), gr.skip(), *(gr.skip() for _ in drawn)]
-        view = View.of_controls(values)
-        points = results.points(database)
-        return [versions, activity(jobs), card(database, view.run, points), *draw(view, points)]
+    def renewed(before: str, *values: Any) -> Any:
+        now = choices(jobs)
+        return gr.skip() if before == now else [now, *draw(View.of_controls(values))]
 
     def saved_as(kind: str, *values: Any) -> dict[str, str]:
         view = View.of_controls(values)
@@ -274,11 +310,11 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         # A new axis starts on the scale that usually reads best.
         usual = axis.input(lambda metric: charts.axis_of(metric, View.x).log, axis, log, queue=False, **quiet)
         usual.then(changed, list(controls), list(drawn), **quiet)
-    for source in (scatter, listing, chosen, held):
+    for source in (scatter, table, chosen, held):
         source.select(
-            picked, list(controls), [run, order, basket, scatter, listing, chosen, held, here], **quiet
+            picked, list(controls), [run, order, basket, scatter, table, chosen, held, here], **quiet
         )
-    timer.tick(tick, [seen, *controls], [seen, strip, chosen, *drawn], concurrency_limit=None, **quiet)
+    strip.select(renewed, [seen, *controls], [seen, *drawn], concurrency_limit=None, **quiet)
     csv.click(lambda *values: saved_as("csv", *values), list(controls), saved, **quiet)
     as_json_button.click(lambda *values: saved_as("json", *values), list(controls), saved, **quiet)
     for press, form in ((png, "png"), (svg, "svg")):

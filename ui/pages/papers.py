@@ -16,6 +16,7 @@ from backend.recipe import Calibration
 from backend.text import same_text, texts
 from store import results
 from ui.claim_card import WORDS, claim_card, state
+from ui.live import live
 from ui.pages.queue import worker_notice
 from ui.panel import address, banner, button, card, panel
 from ui.standings import EFFORTS, Standing, claiming, standings
@@ -83,7 +84,7 @@ def queue_missing(jobs: Jobs, model: str, text: str, effort: str, wanted: str, u
 def build(page: gr.Blocks, jobs: Jobs) -> None:
     """Lay the page out and wire it."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    host, database = jobs.host, jobs.database
+    host = jobs.host
     gr.HTML(_LEAD, apply_default_css=False, elem_classes="plain")
     with gr.Row(equal_height=False):
         models = [(f"{known.title} ({known.id})", known.id) for known in catalogue(host)]
@@ -103,8 +104,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         )  # fmt: skip
     shown = panel("claims")
     here = address("address")
-    problems, seen, drawn = gr.State({}), gr.State(-1), gr.State("")
-    timer = gr.Timer(2)
+    problems, drawn = gr.State({}), gr.State("")
+    pulse = live("papers-pulse", 2, minds="results")
     controls = [model, text, effort]
 
     def look(*values: Any) -> str:
@@ -114,26 +115,21 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     def opened(request: gr.Request) -> list[Any]:
         query = dict(request.query_params)
         values = _settled([query.get(name) for name in ("model", "text", "effort")])
-        version = results.data_version(database)
         markup = overview(jobs, *values, {})
-        return [*values, markup, {}, version, markup]
+        return [*values, markup, {}, markup]
 
     def changed(*values: Any) -> list[Any]:
         chosen, told, much = _settled(values)
-        version = results.data_version(database)
         markup = overview(jobs, chosen, told, much, {})
         defaults = _settled([])
         pairs = zip(("model", "text", "effort"), (chosen, told, much), defaults, strict=True)
         query = urlencode({name: value for name, value, usual in pairs if value != usual})
-        return [markup, {}, version, markup, f"?{query}"]
+        return [markup, {}, markup, f"?{query}"]
 
-    def tick(before: int, last: str, known: Mapping[str, str], *values: Any) -> Any:
-        version = results.data_version(database)
-        if version == before:
-            return gr.skip()
+    def renewed(last: str, known: Mapping[str, str], *values: Any) -> Any:
         markup = overview(jobs, *_settled(values), known)
-        # Most writes are of runs that no card is about: those redraw nothing.
-        return [gr.skip() if markup == last else markup, version, gr.skip() if markup == last else markup]
+        # Most runs are such that no card is about: those redraw nothing.
+        return gr.skip() if markup == last else [markup, markup]
 
     def pressed(event: gr.EventData, request: gr.Request, *values: Any) -> list[Any]:
         chosen = _settled(values)
@@ -142,15 +138,13 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         except UserError as error:
             found = {_ALL: str(error)}
         markup = overview(jobs, *chosen, found)
-        return [markup, found, results.data_version(database), markup]
+        return [markup, found, markup]
 
-    page.load(opened, None, [*controls, shown, problems, seen, drawn], **quiet)
+    page.load(opened, None, [*controls, shown, problems, drawn], **quiet)
     for control in controls:
-        control.input(changed, controls, [shown, problems, seen, drawn, here], **quiet)
-    shown.select(pressed, controls, [shown, problems, seen, drawn], **quiet)
-    timer.tick(
-        tick, [seen, drawn, problems, *controls], [shown, seen, drawn], concurrency_limit=None, **quiet
-    )
+        control.input(changed, controls, [shown, problems, drawn, here], **quiet)
+    shown.select(pressed, controls, [shown, problems, drawn], **quiet)
+    pulse.select(renewed, [drawn, problems, *controls], [shown, drawn], concurrency_limit=None, **quiet)
 
 
 def _settled(values: Sequence[Any]) -> tuple[str, str, str]:

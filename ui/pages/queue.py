@@ -1,7 +1,7 @@
 """Queue: what works, what waits and what ended, the same for every browser; cancel, retry, move, pause."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import urlencode
@@ -13,12 +13,14 @@ from backend.errors import UserError
 from backend.jobs import Jobs
 from store import results
 from store.results import QueuedRun
+from ui.live import live
 from ui.panel import STATES, address, badge, banner, button, card, figures, link, panel, table, top
 from ui.quantities import age, byte_size, duration, is_number, significant
 from ui.texts import say
 from ui.visitor import user_of
 
 MOST_WAITING, MOST_ENDED = 100, 30
+_NOWHERE: Mapping[str, str] = {}
 _ENDED = ("done", "failed", "cancelled")
 _TONES = {"done": "good", "failed": "bad", "cancelled": "warn", "running": "info"}
 
@@ -167,7 +169,7 @@ def _cause(run: dict[str, Any]) -> str:
     return f'<br><span class="bad-ink">{" ".join(lines)}</span>'
 
 
-def overview(jobs: Jobs) -> str:
+def overview(jobs: Jobs, query: Mapping[str, str] = _NOWHERE) -> str:
     """The whole queue as markup."""
     everything = results.queue(jobs.database)
     running = [run for run in everything if run.status == "running"]
@@ -194,8 +196,9 @@ def overview(jobs: Jobs) -> str:
     return f'{paused}<div class="acts top">{worker_notice(jobs, waiting)}{pause}</div>{body}'
 
 
-def log(jobs: Jobs, run_id: str) -> str:
-    """What one run printed, and why it ended if it failed."""
+def log(jobs: Jobs, query: Mapping[str, str]) -> str:
+    """What the run of an address printed, and why it ended if it failed."""
+    run_id = query.get("run", "")[:12]
     if not run_id:
         return ""
     run = results.run(jobs.database, run_id)
@@ -246,24 +249,15 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     notice = panel("queue-notice")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            shown = panel("queue")
+            shown = live("queue", 1.5, "queue")
         with gr.Column(scale=3, min_width=320, visible=False) as side:
-            told = panel("log")
+            told = live("log", 1.5, "log", reads="run")
     here = address("address")
-    run, seen = gr.State(""), gr.State(-1)
-    timer = gr.Timer(1.5)
+    run = gr.State("")
 
     def opened(request: gr.Request) -> list[Any]:
         chosen = dict(request.query_params).get("run", "")[:12]
-        version = results.data_version(jobs.database)
-        return [overview(jobs), log(jobs, chosen), gr.update(visible=bool(chosen)), chosen, version]
-
-    def tick(before: int, chosen: str, ticks: float) -> Any:
-        version = results.data_version(jobs.database)
-        # Ages and the worker's silence grow without a write, so now and then the page is drawn anyway.
-        if version == before and time.time() - ticks < 10:
-            return gr.skip()
-        return [overview(jobs), log(jobs, chosen) if chosen else gr.skip(), version, time.time()]
+        return [overview(jobs), log(jobs, {"run": chosen}), gr.update(visible=bool(chosen)), chosen]
 
     def pressed(event: gr.EventData, request: gr.Request, chosen: str) -> list[Any]:
         problem = ""
@@ -275,12 +269,11 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             except UserError as error:
                 problem = banner(escape(str(error)), "bad")
         query = f"?{urlencode({'run': chosen})}" if chosen else "?"
-        return [overview(jobs), log(jobs, chosen), gr.update(visible=bool(chosen)), chosen, problem, query]
+        return [
+            overview(jobs), log(jobs, {"run": chosen}), gr.update(visible=bool(chosen)), chosen, problem,
+            query,
+        ]  # fmt: skip
 
-    drawn_at = gr.State(0.0)
-    page.load(opened, None, [shown, told, side, run, seen], **quiet)
-    timer.tick(
-        tick, [seen, run, drawn_at], [shown, told, seen, drawn_at], concurrency_limit=None, **quiet
-    )  # fmt: skip
+    page.load(opened, None, [shown, told, side, run], **quiet)
     for source in (shown, told):
         source.select(pressed, run, [shown, told, side, run, notice, here], **quiet)

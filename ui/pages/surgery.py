@@ -9,16 +9,18 @@ import gradio as gr
 
 from backend.errors import UserError
 from backend.jobs import Jobs
-from backend.models import catalogue, facts
+from backend.models import facts
 from backend.registry import discover
-from backend.text import check_text, texts
+from backend.text import check_text
 from store import results
 from ui import forms, learned
+from ui.live import live
 from ui.operation import cell, cost_map, history, outcome
 from ui.panel import address, banner, panel
 from ui.plot import plot
 from ui.recipe_form import Template, added, staged
 from ui.stages import method_menu, stage_card
+from ui.subject import subject, subject_of
 from ui.texts import say
 from ui.visitor import user_of
 
@@ -47,18 +49,10 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     """Lay the page out and wire it."""
     host, database = jobs.host, jobs.database
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    cards = catalogue(host)
     stages, shape = gr.State(staged(_FIRST)), gr.State(0)
-    layer, done, seen = gr.State(""), gr.State([]), gr.State(-1)
+    layer, done = gr.State(""), gr.State([])
     with gr.Row(equal_height=False):
-        model = gr.Dropdown(
-            [(one.title, one.id) for one in cards], value=cards[0].id, label=say("common.model"),
-            elem_id="surgery-model", allow_custom_value=True, scale=3, min_width=220,
-        )  # fmt: skip
-        text = gr.Dropdown(
-            [one.name for one in texts(host)], value="wikipedia-en", label=say("common.text"),
-            elem_id="surgery-text", allow_custom_value=True, scale=2, min_width=180,
-        )  # fmt: skip
+        model, text = subject(host, "surgery", say("common.text"))
         level = gr.Dropdown(
             [_LEVEL], value=_LEVEL, label=say("surgery.sensitivity_to"), elem_id="surgery-level", scale=2,
             min_width=160, visible=False,
@@ -81,7 +75,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             result = panel("operation-panel")
             earlier = panel("operations-panel")
     here = address("address")
-    timer = gr.Timer(1)
+    pulse = live("surgery-pulse", 1, minds="questions")
 
     def drawn(model_: str, text_: str, level_: str, layer_: str, ids: list[str]) -> list[Any]:
         """Level choice, problem, map, levels card, cell, outcome, history, address."""
@@ -113,10 +107,9 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
 
     def opened(request: gr.Request) -> list[Any]:
         query = dict(request.query_params)
-        model_, text_ = query.get("model", cards[0].id)[:500], query.get("text", "wikipedia-en")[:500]
+        model_, text_ = subject_of(host, query)
         layer_, level_ = query.get("layer", "")[:200], query.get("level", _LEVEL)[:60]
-        version = results.data_version(database)
-        return [model_, text_, layer_, version, *drawn(model_, text_, level_, layer_, [])]
+        return [model_, text_, layer_, *drawn(model_, text_, level_, layer_, [])]
 
     def pressed(
         event: gr.EventData, request: gr.Request, model_: str, text_: str, level_: str, layer_: str,
@@ -163,15 +156,12 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             return [ids, *rest]
         return [ids, *drawn(model_, text_, level_, layer_, ids)]
 
-    def tick(before: int, model_: str, text_: str, level_: str, layer_: str, ids: list[str]) -> Any:
-        version = results.data_version(database)
-        if before == version:
-            return gr.skip()
+    def renewed(model_: str, text_: str, level_: str, layer_: str, ids: list[str]) -> Any:
         parts = drawn(model_, text_, level_, layer_, ids)
         # The map and the choice of levels change with the levels alone.
         if not parts[3]:
             parts[0] = parts[2] = gr.skip()
-        return [version, *parts]
+        return parts
 
     def add(event: gr.EventData, current: list[Template], version: int) -> list[Any]:
         try:
@@ -181,11 +171,11 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
 
     shown = [level, problem, heat, levels, chosen, result, earlier, here]
     asked = [model, text, level, layer, done]
-    page.load(opened, None, [model, text, layer, seen, *shown], **quiet)
+    page.load(opened, None, [model, text, layer, *shown], **quiet)
     for control in (model, text, level):
         control.input(drawn, asked, shown, **quiet)
     for source in (heat, levels, result):
         source.select(pressed, [*asked, stages], [layer, done, *shown], **quiet)
     operate.click(go, [*asked, stages], [done, *shown], **quiet)
     menu.select(add, [stages, shape], [stages, shape], **quiet)
-    timer.tick(tick, [seen, *asked], [seen, *shown], concurrency_limit=None, **quiet)
+    pulse.select(renewed, asked, shown, concurrency_limit=None, **quiet)
