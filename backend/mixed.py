@@ -115,6 +115,12 @@ class Mixed(Part):
         return out if kept is None else out * kept
 
 
+def code_bits(levels: Tensor, counts: Tensor) -> int:
+    """Bits of the packed codes of columns with `levels` [in] levels and `counts` [in] codes each."""
+    sums = torch.zeros(MOST_LEVELS + 1, dtype=torch.long).index_add_(0, levels.cpu(), counts.long())
+    return sum(packed_bits(number, int(sums[number])) for number in sums.nonzero()[:, 0].tolist())
+
+
 def _alike(levels: Tensor, mask: Tensor) -> list[tuple[int, Tensor]]:
     """(number of levels, where [in, out] they are stored) for each number above one."""
     return [(count, mask.T & (levels == count)[:, None]) for count in levels.unique().tolist() if count > 1]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from backend.parts import ELSEWHERE
+
 ROOT = Path(__file__).parent.parent
 # The engine, asking, working and taking over, the only parts of backend that know the queue engine; presence,
 # watching and tastings know the store too.
@@ -67,6 +69,7 @@ def test_a_method_file_knows_only_its_mathematics(file):
     allowed = (
         "backend.parameters", "backend.parts", "backend.registry", "backend.sizes", "backend.solvers",
         "backend.views", "torch", "pydantic", "typing", "math", "collections", "functools", "statistics",
+        *ELSEWHERE.values(),
     )  # fmt: skip
     assert {name for name in imports(file) if not name.startswith(allowed)} == set()
     methods = {name for name in imports(file) if name.startswith("backend.methods")}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from backend.floating import Float
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.rtn import rtn
 from backend.mixed import Mixed
@@ -100,6 +101,8 @@ def test_bits_equal_an_independent_count_from_the_format(found):
             groups = rows * part.scales.shape[1]
             expected = rows * inputs * part.width + 32 * len(part.table)
             expected += groups * 16 if part.steps is None else groups * 8 + 32 * (1 + -(-groups // 256))
+        elif isinstance(part, Float):
+            expected = rows * inputs * part.width + 16 * rows * part.scales.shape[1]
         elif isinstance(part, Mixed):
             expected = int(rows * inputs * found.params().bits) + rows * 32 + inputs * 8
         elif isinstance(part, Outliers):

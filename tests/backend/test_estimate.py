@@ -50,6 +50,8 @@ CHAINS = [
     [stage("quantize.quantease", bits=2, group_size=-1, sweeps=2, outliers=0.05)],
     [stage("quantize.adadim", bits=3, group_size=16)],
     [stage("quantize.baq", bits=2.3)],
+    [stage("quantize.llm_fp4", bits=3, group_size=16, search=4, rounds=1)],
+    [stage("prune.wanda", sparsity=0.37), stage("quantize.llm_fp4", bits=4, group_size=-1, search=4)],
     [stage("prune.wanda", sparsity=0.37), stage("quantize.baq", bits=3)],
     [stage("prune.wanda", sparsity=0.37), stage("quantize.adadim", bits=2, group_size=16, groups="column")],
     [stage("quantize.hqq", bits=2, group_size=16), stage("compensate.lqer", rank=3)],

@@ -20,10 +20,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from backend.mixed import MOST_LEVELS, Mixed, Ranges
+from backend.mixed import MOST_LEVELS, Mixed, Ranges, code_bits
 from backend.parameters import ActOrder, Damping
 from backend.parts import Part
-from backend.radix import packed_bits
 from backend.registry import Claim, method
 from backend.sizes import SCALE_BITS, Matrix, whole_bytes
 from backend.solvers.columns import activation_order, inverse_root, solve_columns
@@ -89,7 +88,7 @@ def baq(
     size = _budget(int(counts.sum()), bits)
     levels = allocate(losses, counts, 8 * size, theta).to(weight.device)
     second, _, after = solve(levels)
-    if after >= before and packed_bits(middle, int(counts.sum())) <= 8 * size:
+    if after >= before and code_bits(alike, counts) <= 8 * size:
         second, levels = first, alike
     return (Mixed.encode(second, ranges, levels, size, kept),)
 
@@ -104,21 +103,17 @@ def allocate(losses: Tensor, counts: Tensor, budget: int, theta: float) -> Tenso
     def levels(factor: float) -> Tensor:
         return (factor * shares).round().clamp(1, MOST_LEVELS).long()
 
-    def cost(tried: Tensor) -> int:
-        sums = torch.zeros(MOST_LEVELS + 1, dtype=torch.long).index_add_(0, tried, counts.long())
-        return sum(packed_bits(number, int(sums[number])) for number in sums.nonzero()[:, 0].tolist())
-
     low, high = 0.0, float(2 * MOST_LEVELS / shares[shares > 0].amin()) if bool(shares.any()) else 0.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(levels(middle)) <= budget else (low, middle)
+        low, high = (middle, high) if code_bits(levels(middle), counts) <= budget else (low, middle)
     found, next_ = levels(low), levels(high)
     # Columns that would all take their next level at once take it one after the other while bits are left.
     rising = (next_ > found).nonzero()[:, 0].tolist()
     for column in rising:
         tried = found.clone()
         tried[column] = next_[column]
-        if cost(tried) > budget:
+        if code_bits(tried, counts) > budget:
             break
         found = tried
     return found
