@@ -1,6 +1,6 @@
 """Many viewers of Explore on one server: python bench/viewers.py ADDRESS [VIEWERS SECONDS].
 
-Each opens the page, then does every few seconds what the page does: it looks, fetches plot, table and card
+Each opens the page, then does every few seconds what the page does: it looks, fetches plot and table
 where results have changed, and sends the page's event where there is more to choose from. Prints how many
 requests were sent, how many failed, and how long answers took. Time a run beside it to see what viewers cost.
 """
@@ -16,7 +16,9 @@ import urllib.request
 import uuid
 from typing import Any
 
-TICK_SECONDS = 4.0
+TICK_SECONDS = 5.0
+# As the plot and the table of the page do after they fetched something.
+REST_SECONDS = 12.0
 
 
 class Viewer(threading.Thread):
@@ -26,7 +28,7 @@ class Viewer(threading.Thread):
         super().__init__(daemon=True)
         self.address, self.event, self.until, self.delay = address, event, until, delay
         self.known: dict[str, str] = {}
-        self.results, self.choices, self.events = -1, "", 0
+        self.results, self.choices, self.events, self.rests = -1, "", 0, 0.0
         self.seconds: list[float] = []
         self.failures: list[str] = []
 
@@ -51,9 +53,9 @@ class Viewer(threading.Thread):
         if told is None:
             return
         results, choices = told["versions"]["results"], told["versions"]["choices"]
-        if results != self.results:
-            self.results = results
-            for panel in ("picture", "listing", "details"):
+        if results != self.results and time.monotonic() > self.rests:
+            self.results, self.rests = results, time.monotonic() + REST_SECONDS
+            for panel in ("picture", "listing"):
                 self._live(panel)
         if choices != self.choices:
             self.choices = choices

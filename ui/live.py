@@ -143,12 +143,14 @@ def live(
     )  # fmt: skip
 
 
-def following(panel: str, minds: str = "results") -> str:
+def following(panel: str, minds: str = "results", rests: float = 12.0, about: str = "") -> str:
     """The script of a component that takes the shared `panel` of its address whenever a version has grown.
 
-    The looking is done by a `live` on the same page.
+    The looking is done by a `live` on the same page; after a fetch it rests for so many seconds. It does
+    nothing while the address lacks the part that it is `about`.
     """
-    return f"const FOLLOWED = {json.dumps({'panel': panel, 'minds': minds.split()})};\n{_FOLLOW}"
+    asked = {"panel": panel, "minds": minds.split(), "rests": 1000 * rests, "about": about}
+    return f"const FOLLOWED = {json.dumps(asked)};\n{_FOLLOW}"
 
 
 def _key(name: str, query: Mapping[str, str]) -> tuple[str, str]:
