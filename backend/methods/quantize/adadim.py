@@ -38,9 +38,9 @@ Groups = Annotated[
     needs="gram",
     stored=grid_bytes,
     claim=Claim(
-        "At 2 bits, groups along rows or columns by choice lose less than GPTQ's along rows",
-        better=({"method": "quantize.adadim", "params": {"bits": 2, "group_size": 64}},),
-        worse=({"method": "quantize.gptq", "params": {"bits": 2, "group_size": 64}},),
+        "At 3 bits, groups along rows or columns by choice lose less than GPTQ's along rows",
+        better=({"method": "quantize.adadim", "params": {"bits": 3, "group_size": 64}},),
+        worse=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": 64}},),
     ),
 )
 def adadim(
