@@ -6,8 +6,9 @@
 
 Needs no data. Stores 2 + 32 / group_size bits per weight. Zero is always a level, so most bits of both planes
 are zero on weights that gather around it, which a kernel can skip; the file stores them all. The paper goes
-on to train both scales on text: this is the start of that, and by itself it leaves most models broken. With
-a mask the scales are fitted to the kept weights. Chen et al., DB-LLM, arXiv 2402.11960.
+on to train both scales on text: this is the start of that, and by itself it leaves most models broken. It has
+less weight error than rounding to 2 bits, yet often more output error, where few large weights matter most.
+With a mask the scales are fitted to the kept weights. Chen et al., DB-LLM, arXiv 2402.11960.
 """
 
 from collections.abc import Mapping
