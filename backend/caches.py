@@ -6,7 +6,8 @@ from pathlib import Path
 
 from backend.host import Host
 
-# Each of their folders belongs to one model and protocol, or one exported run; token ids and texts beside them are small.
+# Each of their folders belongs to one model and protocol, or to one exported run; token ids and texts beside
+# them are small.
 _BOUNDED = ("hidden", "statistics", "levels", "exports")
 # Clocks of files are coarse, and those of a shared disk differ a little from ours.
 _CLOCKS_DIFFER = 60.0

@@ -1,8 +1,9 @@
 """What a run will weigh and take, from the headers of the model and from the runs before it."""
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW
 from backend.recipe import Recipe, check_layers, parse_recipe
-from backend.registry import discover
+from backend.registry import Stored, Tries, discover
 from backend.sizes import SCALE_BITS, Matrix, whole_bytes
 from backend.text import check_text
 
@@ -88,19 +89,24 @@ def _sizes(recipe: Recipe, layout: ModelFacts) -> tuple[int, int, int, int, int]
             embeddings += size
         else:
             rest += size
+    if any(discover().methods[stage.method].unties for stage in recipe.stages) and not any(
+        name.startswith(layout.family.head) for name in layout.tensors
+    ):
+        embeddings += layout.tensors[f"{layout.family.embeddings[0]}.weight"][1]
     return linears, embeddings, rest, dense, value_bits
 
 
 def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits: int) -> int:
     rows, inputs = shape
     count = kept = rows * inputs
-    pruned = quantized = False
+    pruned = quantized = between = False
     grid = factors = 0
     planned: dict[str, Any] = {}
     for _, stage in recipe.stages_of(name):
         if plans := discover().methods[stage.method].plans:
             # What a plan gives this linear is not known yet: the mean it aims at stands for it.
             planned[plans] = stage.params[plans]
+            between = discover().methods[stage.method].tries is not None
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if keeps := discover().methods[stage.method].keeps:
@@ -109,11 +115,21 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
             kept = min(kept, left)
         if stored := discover().methods[stage.method].stored:
             quantized = True
-            grid = stored(Matrix(rows, inputs, kept, value_bits), params)
+            matrix = Matrix(rows, inputs, kept, value_bits)
+            grid = _between(stored, matrix, params) if between else stored(matrix, params)
         if "rank" in params:
             factors += min(params["rank"], rows, inputs) * (rows + inputs) * value_bits // 8
     mask = whole_bytes(count) if pruned else 0
     return (grid if quantized else kept * value_bits // 8) + mask + factors
+
+
+def _between(stored: Stored, matrix: Matrix, params: Mapping[str, Any]) -> int:
+    """Bytes at a mean number of bits, when single linears get whole numbers around it."""
+    bits = params.get("bits")
+    if bits is None:
+        return stored(matrix, params)
+    ends = [stored(matrix, {**params, "bits": end}) for end in (math.floor(bits), math.ceil(bits))]
+    return round(ends[0] + (bits - math.floor(bits)) * (ends[1] - ends[0]))
 
 
 def _reads_text(recipe: Recipe) -> bool:
@@ -135,7 +151,9 @@ def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
     for number, stage in enumerate(recipe.stages, start=1):
         covered = [shape for name, shape in layout.layers.items() if stage.covers(name)]
         phase = f"stage {number}, {stage.method}"
-        if methods[stage.method].needs == "gram":
+        if tries := methods[stage.method].tries:
+            work += [(phase, unit, amount) for unit, amount in _search(recipe, layout, number, tries)]
+        elif methods[stage.method].needs == "gram":
             work.append((phase, "solve", float(sum(rows * inputs * inputs for rows, inputs in covered))))
         else:
             work.append((phase, "plain", float(sum(rows * inputs for rows, inputs in covered))))
@@ -143,6 +161,23 @@ def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
     work.append(("perplexity", "score", scored * (2.2 if "divergence" in recipe.evaluation.metrics else 1.0)))
     work.append(("rest", "fixed", 6.0))
     return work
+
+
+def _search(recipe: Recipe, layout: ModelFacts, number: int, tries: Tries) -> Iterator[tuple[str, float]]:
+    """(unit, amount) of making every value that stage `number` tries, and of running the model on windows."""
+    methods, stage = discover().methods, recipe.stages[number - 1]
+    shapes = layout.layers.values()
+    squares = sum(rows * inputs * inputs for rows, inputs in shapes)
+    weights = sum(rows * inputs for rows, inputs in shapes)
+    tokens = recipe.calibration.samples * recipe.calibration.length
+    yield "gram", float(tokens * sum(max(shape) * min(shape) for shape in shapes))
+    yield "pass", float(tokens * weights)
+    count = len(tries(stage.params))
+    for later in recipe.stages[number:]:
+        solves = methods[later.method].needs == "gram"
+        yield ("solve", float(count * squares)) if solves else ("plain", float(count * weights))
+    if scores := methods[stage.method].scores:
+        yield "score", float(scores(stage.params) * recipe.calibration.length * layout.parameters)
 
 
 def _learned(

@@ -16,6 +16,12 @@ class Family:
     embeddings  input embedding (and learned positions), never compressed by default
     transposed  weights are stored [in, out], as GPT-2's Conv1D has them
     stored_head what checkpoints call the head
+    feeds       for each group what its inputs are proportional to, channel by channel: the norm before it, or
+                the linear whose outputs reach it through nothing but attention or a product; "" where no
+                scale can be moved there
+    final_norm  the norm before the head
+    norm_offset what a norm adds to its stored weight: Gemma multiplies by one plus it
+    rotates     the residual stream may be turned: RMS norms before each half of a block, and none after
     """
 
     name: str
@@ -25,6 +31,10 @@ class Family:
     head: str = "lm_head"
     transposed: bool = False
     stored_head: str = "lm_head"
+    feeds: tuple[str, ...] = ("input_layernorm", "", "post_attention_layernorm", "")
+    final_norm: str = "model.norm"
+    norm_offset: float = 0.0
+    rotates: bool = False
 
     def group_names(self, block: int) -> list[list[str]]:
         """Full names of the linears of one block, group by group."""
@@ -52,7 +62,13 @@ _LLAMA = (
 
 
 def _like_llama(name: str) -> Family:
-    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",))
+    feeds = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
+    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, rotates=True)
+
+
+def _like_gemma(name: str) -> Family:
+    feeds = ("input_layernorm", "self_attn.v_proj", "pre_feedforward_layernorm", "mlp.up_proj")
+    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, norm_offset=1.0)
 
 
 # By `model_type` of the configuration.
@@ -61,13 +77,14 @@ FAMILIES: dict[str, Family] = {
     "mistral": _like_llama("Mistral"),
     "qwen2": _like_llama("Qwen2"),
     "qwen3": _like_llama("Qwen3"),
-    "gemma2": _like_llama("Gemma 2"),
-    "gemma3_text": _like_llama("Gemma 3"),
+    "gemma2": _like_gemma("Gemma 2"),
+    "gemma3_text": _like_gemma("Gemma 3"),
     "phi3": Family(
         "Phi-3",
         "model.layers",
         (("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
         ("model.embed_tokens",),
+        rotates=True,
     ),
     "opt": Family(
         "OPT",
@@ -79,6 +96,9 @@ FAMILIES: dict[str, Family] = {
             ("fc2",),
         ),
         ("model.decoder.embed_tokens", "model.decoder.embed_positions"),
+        # Its ReLU passes a positive scale on.
+        feeds=("self_attn_layer_norm", "self_attn.v_proj", "final_layer_norm", "fc1"),
+        final_norm="model.decoder.final_layer_norm",
     ),
     "gpt2": Family(
         "GPT-2",
@@ -86,6 +106,8 @@ FAMILIES: dict[str, Family] = {
         (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
         ("transformer.wte", "transformer.wpe"),
         transposed=True,
+        feeds=("ln_1", "", "ln_2", ""),
+        final_norm="transformer.ln_f",
     ),
     "gpt_neox": Family(
         "GPT-NeoX",
@@ -98,6 +120,7 @@ FAMILIES: dict[str, Family] = {
         ),
         ("gpt_neox.embed_in",),
         stored_head="embed_out",
+        final_norm="gpt_neox.final_layer_norm",
     ),
 }
 

@@ -20,6 +20,8 @@ KINDS: dict[str, type["Part"]] = {}
 # Kinds in files of their own: one is imported when a stored part of its kind is opened.
 ELSEWHERE = {
     "float": "backend.floating",
+    "rotated": "backend.inputs",
+    "rounded": "backend.inputs",
     "mixed": "backend.mixed",
     "planes": "backend.planes",
     "turnedplanes": "backend.planes",
@@ -311,6 +313,38 @@ class LowRank(Part):
         return self.left.float() @ self.right.float()
 
 
+class Input(Part):
+    """What happens to the inputs x [.., in] before the product; it adds nothing to the weight.
+
+    The parts beside it are the weight of what comes out: y = input(x) Ŵᵀ. `of_weight`, `of_gram` and `undo`
+    carry a weight [out, in] and second moments [in, in] over, and a weight back.
+    """
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The changed inputs [.., in], in the type of x."""
+
+    @abstractmethod
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """The weight that makes the same outputs of the changed inputs, rounding aside."""
+
+    @abstractmethod
+    def of_gram(self, gram: Tensor) -> Tensor:
+        """XᵀX of the changed inputs."""
+
+    @abstractmethod
+    def undo(self, weight: Tensor) -> Tensor:
+        """The inverse of `of_weight`."""
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether a plain linear can do the same: false for rounding."""
+        return True
+
+    def dense(self) -> Tensor:
+        return torch.zeros(self.shape)
+
+
 class CompressedLinear(nn.Module):
     """y = x Ŵᵀ + bias with Ŵ the sum of the parts; stands in for nn.Linear and for GPT-2's Conv1D.
 
@@ -326,8 +360,9 @@ class CompressedLinear(nn.Module):
         self.out_features, self.in_features = parts[0].shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.dtype = dtype
+        self.inputs = tuple(part for part in parts if isinstance(part, Input))
         self.factors = tuple(part for part in parts if isinstance(part, LowRank) and part.left.numel())
-        self.only_factors = all(isinstance(part, LowRank) for part in parts)
+        self.only_factors = all(isinstance(part, LowRank | Input) for part in parts)
         weight = None if packed or self.only_factors else self.decode()
         self.weight: Tensor | None
         self.register_buffer("weight", weight, persistent=False)
@@ -337,6 +372,8 @@ class CompressedLinear(nn.Module):
         return combined(tuple(part for part in self.parts if not isinstance(part, LowRank))).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        for change in self.inputs:
+            x = change(x)
         if self.only_factors:
             y = x.new_zeros(self.out_features) if self.bias is None else self.bias
         else:
@@ -352,9 +389,10 @@ class CompressedLinear(nn.Module):
 
 
 def combined(parts: tuple[Part, ...]) -> Tensor:
-    """The sum of the parts [out, in] in float32."""
-    total = parts[0].dense()
-    for part in parts[1:]:
+    """The sum of the parts [out, in] in float32, as it meets the inputs that the parts before it changed."""
+    first, *rest = (part for part in parts if not isinstance(part, Input))
+    total = first.dense()
+    for part in rest:
         total = total + part.dense()
     return total
 

@@ -31,17 +31,18 @@ from backend.families import blocks_of
 from backend.feed import Feed
 from backend.host import Host
 from backend.models import ModelFacts, facts
-from backend.parts import CompressedLinear, LowRank, Part
+from backend.parts import CompressedLinear, Input, LowRank, Part
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers, planned_stages
 from backend.registry import Method, Need, discover
 from backend.resident import forget_peak, peak_bytes
 from backend.statistics import Gatherer, read_statistics, write_statistics
 from backend.text import calibration
+from backend.trials import Trials
 from backend.views import Layer, Statistics, Work
 
 # Which moments a file of statistics holds; another number makes old files of the cache unread.
-_MOMENTS = 2
+_MOMENTS = 3
 
 
 @dataclass
@@ -90,7 +91,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
     while stages:
         if methods[stages[0][1].method].shape == "work":
             number, stage = stages.pop(0)
-            walk.whole(number, stage, methods[stage.method])
+            walk.whole(number, stage, methods[stage.method], stages)
             continue
         together = []
         while stages and methods[stages[0][1].method].shape == "layer":
@@ -127,6 +128,9 @@ class Walk:
         self.model, self.family = opened.model, opened.family
         self.plan: dict[str, dict[str, Any]] = {name: dict(given) for name, given in recipe.plan.items()}
         self.latest: str | None = None
+        # Stages that changed the model itself, and the linears whose inputs come changed.
+        self.changes: list[str] = []
+        self.turned: set[str] = set()
         self._tokens: Tensor | None = None
         self._tokenizer: Any = None
 
@@ -148,16 +152,48 @@ class Walk:
             self._tokens = found.ids
         return self._tokens
 
-    def whole(self, number: int, stage: Stage, method: Method) -> None:
-        """Hand the whole model to a method."""
+    def whole(
+        self, number: int, stage: Stage, method: Method, later: Sequence[tuple[int, Stage]] = ()
+    ) -> None:
+        """Hand the whole model to a method; `later` are the stages after it."""
+        if method.plans and (kept := self.checkpoints.plan(number)) is not None:
+            self.plan.update(kept)
+            return
+        trials = Trials(self, number, stage.method, later)
         with self.report.timed(f"stage {number}, {stage.method}"):
             self.progress(Update(stage.method, 0, 1))
             work = Work(
                 self.model, self.tokenizer, self.family, self.tokens, self.plan,
-                self._rng(str(number)), {}, partial(self._survey, stage.method),
+                self._rng(str(number)), {}, partial(self._survey, stage.method), trials.choices,
+                covers=stage.covers,
             )  # fmt: skip
-            method.fn(work, **method.params.model_validate(stage.params).model_dump())
+            try:
+                method.fn(work, **method.params.model_validate(stage.params).model_dump())
+            finally:
+                trials.restore()
+            if method.plans:
+                self.checkpoints.keep_plan(number, self.plan)
+            if not method.plans:
+                # Statistics of the model as it was are none of the model as it is now.
+                self.changes.append(stage.model_dump_json())
+                self._keep(number, stage.method, work.parts)
             self.progress(Update(stage.method, 1, 1))
+
+    def _keep(self, number: int, method: str, made: Mapping[str, tuple[Part, ...]]) -> None:
+        """Take over what a method made of whole linears; the others stay as they were."""
+        if not made:
+            return
+        label, nothing = str(number), Statistics()
+        for block in range(self.layout.blocks):
+            now, rows = self.parts(block), []
+            for name in (name for group in self.family.group_names(block) for name in group if name in made):
+                now[name] = (*_inputs(now.get(name, ())), *made[name])
+                rows.append(self._row(name, number, method, now[name], nothing, 0.0))
+                if any(change.keeps_values for change in _inputs(now[name])):
+                    self.turned.add(name)
+            self.checkpoints.save(label, block, now, rows)
+            self.report.layers += rows
+        self.latest = label
 
     def blocks(self, stages: Sequence[tuple[int, Stage]]) -> None:
         """One walk over all blocks that applies `stages` to every linear they cover."""
@@ -237,7 +273,7 @@ class Walk:
             for name in group:
                 weight, dtype = self._weight(name)
                 rng = self._rng(f"{name}|{told}")
-                layers.append(Layer(name, weight, parts.get(name, ()), found[group[0]], rng, dtype))
+                layers.append(_layer(name, weight, parts.get(name, ()), found[group[0]], rng, dtype))
         return layers
 
     def parts(self, block: int) -> dict[str, tuple[Part, ...]]:
@@ -255,6 +291,9 @@ class Walk:
         for name in self.layout.layers:
             asked = {methods[stage.method].needs for _, stage in stages if stage.covers(name)}
             needs[name] = "gram" if "gram" in asked else "norms" if "norms" in asked else "nothing"
+            if needs[name] == "norms" and name in self.turned:
+                # Of turned inputs nothing is known from the channels as they were.
+                needs[name] = "gram"
         return needs
 
     def apply(
@@ -267,41 +306,49 @@ class Walk:
         """What numbered stages make of a linear that so far consists of `parts`; a report row each."""
         methods = discover().methods
         weight, dtype = self._weight(name)
-        block, projection = self.family.place(name)
         rows = []
         for number, stage in stages:
             start = time.perf_counter()
             method = methods[stage.method]
             params = method.params.model_validate(stage.params).model_dump()
-            rng = self._rng(f"{name}|{number}")
-            layer = Layer(name, weight, parts, statistics, rng, dtype)
+            layer = _layer(name, weight, parts, statistics, self._rng(f"{name}|{number}"), dtype)
             with self.report.timed(f"stage {number}, {stage.method}"):
-                parts = tuple(method.fn(layer, **params))
-            made = Layer(name, weight, parts, statistics, rng, dtype)
-            now, kept = made.now, made.kept
-            if not bool(torch.isfinite(now).all()):
-                raise RuntimeError(
-                    f"stage {number}, {stage.method}: {name} came out with NaN or infinite values"
-                )
-            error, seen = relative_error(weight, now, statistics)
-            bits = sum(part.bits for part in parts)
-            rows.append(
-                {
-                    "layer": name,
-                    "block": block,
-                    "projection": projection,
-                    "stage": number,
-                    "method": stage.method,
-                    "error": error,
-                    "error_kind": seen,
-                    "bits": bits / weight.numel(),
-                    "sparsity": 0.0 if kept is None else 1 - float(kept.float().mean()),
-                    "rank": sum(part.left.shape[1] for part in parts if isinstance(part, LowRank)),
-                    "bytes": bits // 8,
-                    "seconds": time.perf_counter() - start,
-                }
-            )
+                parts = (*_inputs(parts), *method.fn(layer, **params))
+            rows.append(self._row(name, number, stage.method, parts, statistics, time.perf_counter() - start))
         return parts, rows
+
+    def _row(
+        self,
+        name: str,
+        number: int,
+        method: str,
+        parts: tuple[Part, ...],
+        statistics: Statistics,
+        seconds: float,
+    ) -> dict[str, Any]:
+        """What the report tells of a linear after a stage."""
+        weight, dtype = self._weight(name)
+        block, projection = self.family.place(name)
+        made = _layer(name, weight, parts, statistics, self._rng(name), dtype)
+        now, kept = made.now, made.kept
+        if not bool(torch.isfinite(now).all()):
+            raise RuntimeError(f"stage {number}, {method}: {name} came out with NaN or infinite values")
+        error, seen = relative_error(made.weight, now, made.statistics)
+        bits = sum(part.bits for part in parts)
+        return {
+            "layer": name,
+            "block": block,
+            "projection": projection,
+            "stage": number,
+            "method": method,
+            "error": error,
+            "error_kind": seen,
+            "bits": bits / weight.numel(),
+            "sparsity": 0.0 if kept is None else 1 - float(kept.float().mean()),
+            "rank": sum(part.left.shape[1] for part in parts if isinstance(part, LowRank)),
+            "bytes": bits // 8,
+            "seconds": seconds,
+        }
 
     def _weight(self, name: str) -> tuple[Tensor, torch.dtype]:
         """A linear's weight [out, in] in float32, and the type that the model stores it in."""
@@ -342,7 +389,7 @@ class Walk:
         text = json.dumps(
             [
                 _MOMENTS,
-                self.layout.fingerprint,
+                [self.layout.fingerprint, *self.changes],
                 hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest(),
                 asked,
             ]
@@ -375,6 +422,26 @@ class Walk:
     def _rng(self, what: str) -> torch.Generator:
         seed = hashlib.sha256(f"{self.recipe.seed}|{what}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
+
+
+def _inputs(parts: tuple[Part, ...]) -> tuple[Input, ...]:
+    return tuple(part for part in parts if isinstance(part, Input))
+
+
+def _layer(
+    name: str,
+    weight: Tensor,
+    parts: tuple[Part, ...],
+    statistics: Statistics,
+    rng: torch.Generator,
+    dtype: torch.dtype,
+) -> Layer:
+    """A linear as its changed inputs meet it: the weight that belongs to them, and their statistics."""
+    inputs = _inputs(parts)
+    for change in inputs:
+        weight = change.of_weight(weight)
+    own = tuple(part for part in parts if not isinstance(part, Input))
+    return Layer(name, weight, own, statistics.through(inputs), rng, dtype)
 
 
 def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple[float, str]:

@@ -4,6 +4,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -224,10 +225,18 @@ def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def _known(asked: str) -> str:
+    """What there is instead of a method that there is not: those of its kind, or that sound like it."""
+    known = discover().methods
+    kind = asked.split(".")[0]
+    near = [name for name in known if name.startswith(f"{kind}.")] or get_close_matches(asked, known, 5, 0.4)
+    return f"known of this kind: {', '.join(near)}" if near else "`python app.py methods` lists them"
+
+
 def _complete(stage: Stage, where: str) -> Stage:
     found = discover().methods.get(stage.method)
     if found is None:
-        raise UserError(f"{where}: no such method; known: {', '.join(discover().methods)}")
+        raise UserError(f"{where}: no such method; {_known(stage.method)}")
     try:
         params = found.params.model_validate(stage.params, strict=True).model_dump(mode="json")
     except ValidationError as error:
@@ -249,15 +258,33 @@ def _check_metrics(evaluation: Evaluation) -> None:
 
 def _check_order(stages: tuple[Stage, ...]) -> None:
     _check_plans(stages)
+    _check_transforms(stages)
     if all(stage.only is None for stage in stages):
         _check_chain(list(enumerate(stages, start=1)), "")
+
+
+def _check_transforms(stages: tuple[Stage, ...]) -> None:
+    methods, changed = discover().methods, ""
+    for number, stage in enumerate(stages, start=1):
+        found = methods[stage.method]
+        if found.kind == "transform" and changed:
+            raise UserError(
+                f"stage {number}, {stage.method}: comes after {changed}, whose weights it would not reach; "
+                "allowed: before every stage that compresses"
+            )
+        if found.kind != "transform" and not found.plans:
+            changed = changed or f"stage {number}, {stage.method}"
 
 
 def _check_plans(stages: tuple[Stage, ...]) -> None:
     methods = discover().methods
     for number, stage in enumerate(stages, start=1):
         planned = methods[stage.method].plans
-        later = [other for other in stages[number:] if planned in methods[other.method].params.model_fields]
+        later = [
+            other
+            for other in stages[number:]
+            if planned in methods[other.method].params.model_fields and not methods[other.method].plans
+        ]
         where = f"stage {number}, {stage.method}"
         if planned and not later:
             takers = [name for name, found in methods.items() if planned in found.params.model_fields]
@@ -272,6 +299,15 @@ def _check_plans(stages: tuple[Stage, ...]) -> None:
                     f"{where}: {other.method} has pattern {other.params['pattern']}, "
                     "whose sparsity is fixed; allowed: pattern free"
                 )
+            tries = methods[stage.method].tries
+            for value in tries(stage.params) if tries else ():
+                try:
+                    methods[other.method].params.model_validate({**other.params, planned: value}, strict=True)
+                except ValidationError as error:
+                    raise UserError(
+                        f"{where}: would try {planned} {value}; "
+                        f"{_sentence(error, other.method, methods[other.method].params)}"
+                    ) from None
 
 
 def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
@@ -280,7 +316,7 @@ def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
         found = discover().methods[stage.method]
         where = f"stage {number}, {stage.method}{layer}"
         rank = _ORDER.get(found.kind)
-        if rank is None:
+        if rank is None or found.inputs:
             continue
         later = [other for other in seen if _ORDER[other.kind] > rank]
         if later:

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,8 @@ Kind = Literal[
 Shape = Literal["layer", "work"]
 Stored = Callable[[Matrix, Mapping[str, Any]], int]
 Keeps = Callable[[int, int, Mapping[str, Any]], int]
+Tries = Callable[[Mapping[str, Any]], Sequence[Any]]
+Scores = Callable[[Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Method:
     """One compression method; `shape` says whether it is handed a Layer or the whole Work.
 
     `plans` names the parameter of later stages that it decides for each linear.
+    `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
     `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
+    `unties` gives the head weights of its own; `inputs` says that it leaves the weights alone.
     `stored` counts the bytes of what replaces a linear's values, from its shape and the parameters alone.
     """
 
@@ -63,6 +67,10 @@ class Method:
     stored: Stored | None = None
     plans: str | None = None
     keeps: Keeps | None = None
+    unties: bool = False
+    inputs: bool = False
+    tries: Tries | None = None
+    scores: Scores | None = None
 
     @property
     def summary(self) -> str:
@@ -95,13 +103,17 @@ def method(
     stored: Stored | None = None,
     plans: str | None = None,
     keeps: Keeps | None = None,
+    unties: bool = False,
+    inputs: bool = False,
+    tries: Tries | None = None,
+    scores: Scores | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
     def mark(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn.__dict__["method"] = {
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
-            "keeps": keeps,
+            "keeps": keeps, "unties": unties, "inputs": inputs, "tries": tries, "scores": scores,
         }  # fmt: skip
         return fn
 
@@ -160,7 +172,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
     return Method(
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
-        facts["plans"], facts["keeps"],
+        facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
     )  # fmt: skip
 
 

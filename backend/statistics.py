@@ -17,7 +17,7 @@ from backend.views import Statistics
 
 # Columns of the Gram matrix computed at a time: only strips on and above the diagonal are multiplied out.
 _STRIP = 256
-_PER_CHANNEL = ("squares", "sums", "magnitudes")
+_PER_CHANNEL = ("squares", "sums", "magnitudes", "absolutes", "largest")
 
 
 class Gatherer:
@@ -83,6 +83,8 @@ class _Sums:
         self.squares: Tensor | None = None
         self.sums: Tensor | None = None
         self.magnitudes: Tensor | None = None
+        self.absolutes: Tensor | None = None
+        self.largest: Tensor | None = None
         self.gram: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
@@ -94,11 +96,15 @@ class _Sums:
         self.tokens += x.shape[0]
         # Float32 within a batch: sums in float64 from the start take ten times as long.
         sums = x.sum(dim=0).double()
-        magnitudes = samples.abs().mean(dim=1).amax(dim=0).double()
+        sizes = samples.abs()
+        means, largest = sizes.mean(dim=1).double(), sizes.amax(dim=(0, 1)).double()
+        absolutes, magnitudes = means.sum(dim=0) * samples.shape[1], means.amax(dim=0)
         self.sums = sums if self.sums is None else self.sums + sums
+        self.absolutes = absolutes if self.absolutes is None else self.absolutes + absolutes
         self.magnitudes = (
             magnitudes if self.magnitudes is None else torch.maximum(self.magnitudes, magnitudes)
         )
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         if self.need == "norms":
             squares = x.square().sum(dim=0).double()
             self.squares = squares if self.squares is None else self.squares + squares
@@ -115,7 +121,9 @@ class _Sums:
         if gram is not None:
             gram = gram.triu() + gram.triu(1).T
             squares = gram.diagonal().clone()
-        return Statistics(self.tokens, squares, gram, self.sums, self.magnitudes)
+        return Statistics(
+            self.tokens, squares, gram, self.sums, self.magnitudes, self.absolutes, self.largest
+        )
 
 
 def write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:

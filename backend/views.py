@@ -1,13 +1,13 @@
 """All that a method may see: one Layer, or the Work on a whole model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from backend.parts import Part, combined
+from backend.parts import Input, Part, combined
 
 Cached = TypeVar("Cached")
 # What a method must know of a linear's inputs: nothing, sums over each channel, or also the Gram matrix.
@@ -22,6 +22,8 @@ class Statistics:
     squares     sum of squares of each input channel [in] float64, or None where nothing was gathered
     sums        sum of each input channel [in] float64, there whenever squares are
     magnitudes  largest mean of |x| over one calibration sample [in] float64, there whenever squares are
+    absolutes   sum of |x| [in] float64, there whenever squares are
+    largest     largest |x| [in] float64, there whenever squares are
     """
 
     tokens: int = 0
@@ -29,6 +31,8 @@ class Statistics:
     gram: Tensor | None = None
     sums: Tensor | None = None
     magnitudes: Tensor | None = None
+    absolutes: Tensor | None = None
+    largest: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, make: Callable[[], Cached]) -> Cached:
@@ -36,6 +40,16 @@ class Statistics:
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
+
+    def through(self, inputs: tuple[Input, ...]) -> "Statistics":
+        """Those of the inputs as they come out of `inputs`; of the channels alone nothing is known then,
+        beyond what the Gram matrix tells."""
+        if not any(change.keeps_values for change in inputs):
+            return self
+        gram = self.gram
+        for change in inputs:
+            gram = None if gram is None else change.of_gram(gram)
+        return Statistics(self.tokens, None if gram is None else gram.diagonal().clone(), gram)
 
 
 @dataclass
@@ -72,13 +86,45 @@ class Layer:
         return None
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What the stages after an allocate stage make of each linear for each value of one of their parameters.
+
+    linears     names of the linears that a later stage gives the parameter, in the order of the model
+    bytes       [linears][values] of what would be stored
+    errors      [linears][values] output error on the calibration text, relative to the output
+    windows     how many windows of text there are that no level was fitted on
+    predicted   () -> [linears][values] KL(dense || this one changed) in nats a token, predicted
+    divergence  (plan, windows) -> KL(dense || plan) in nats a token, measured on the windows of those
+                numbers; a plan is the position of a value for each linear
+    told        (done, total, words) tells how far a search is
+    """
+
+    linears: tuple[str, ...]
+    values: tuple[Any, ...]
+    bytes: tuple[tuple[int, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
+    windows: int
+    predicted: Callable[[], list[list[float]]]
+    divergence: Callable[[Sequence[int], Sequence[int]], float]
+    told: Callable[[int, int, str], None]
+
+    def plan(self, parameter: str, chosen: Sequence[int]) -> dict[str, dict[str, Any]]:
+        """{linear: {parameter: its value}} of a chosen position for each linear."""
+        return {name: {parameter: self.values[at]} for name, at in zip(self.linears, chosen, strict=True)}
+
+
 @dataclass
 class Work:
     """A whole model in the hands of a method that changes more than single linears.
 
     plan maps a linear's name to parameters that are laid over those of later stages.
+    parts maps a linear's name to what the method makes of it, for a method that does so; it may change the
+    weights of the model as well, as long as the model goes on computing what it did.
+    covers says whether the stage is about a linear.
     layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
     statistics are in memory at a time, so take what is wanted from a layer before the next.
+    choices(parameter, values) makes what the later stages make of every linear for each value.
     """
 
     model: torch.nn.Module
@@ -89,3 +135,6 @@ class Work:
     rng: torch.Generator
     report: dict[str, Any]
     layers: Callable[[Need], Iterator[Layer]]
+    choices: Callable[[str, Sequence[Any]], Choices]
+    parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    covers: Callable[[str], bool] = lambda name: True

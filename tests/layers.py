@@ -18,7 +18,11 @@ def statistics_of(x: Tensor) -> Statistics:
     """Statistics of inputs X [tokens, in]."""
     x = x.double()
     gram = x.T @ x
-    return Statistics(x.shape[0], gram.diagonal().clone(), gram, x.sum(dim=0), x.abs().mean(dim=0))
+    sizes = x.abs()
+    return Statistics(
+        x.shape[0], gram.diagonal().clone(), gram, x.sum(dim=0), sizes.mean(dim=0), sizes.sum(dim=0),
+        sizes.amax(dim=0),
+    )  # fmt: skip
 
 
 def layer_of(weight: Tensor, x: Tensor, dtype: torch.dtype = torch.float32) -> Layer:

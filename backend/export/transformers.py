@@ -13,8 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from backend.artifacts import compressed_modules, load_tokenizer, open_artifact, read_metadata, replace_module
+from backend.errors import UserError
 from backend.host import Host
-from backend.parts import combined
+from backend.parts import CompressedLinear, combined
 
 # Merged factors are rounded to the model's type; more than this share of the logits' range is another model.
 _TOLERANCE = 0.1
@@ -30,7 +31,7 @@ def export(artifact: Path, folder: Path, host: Host) -> None:
     with torch.inference_mode():
         before = model(probe).logits.float()
     for name, module in compressed_modules(model).items():
-        dense = combined(module.parts).to(module.dtype)
+        dense = _weight(name, module).to(module.dtype)
         replace_module(model, name, _plain(dense, module.bias, opened.family.transposed))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -40,6 +41,19 @@ def export(artifact: Path, folder: Path, host: Host) -> None:
         after = again.to(probe.device)(probe).logits.float()
     if not bool((before - after).abs().max() <= _TOLERANCE * before.abs().max()):
         raise RuntimeError(f"the model in {folder} does not answer as the artifact does")
+
+
+def _weight(name: str, module: CompressedLinear) -> torch.Tensor:
+    """What a plain linear must hold [out, in] to compute the same; UserError where none can."""
+    weight = combined(module.parts)
+    for change in reversed(module.inputs):
+        if not change.keeps_values:
+            raise UserError(
+                f"export: {name} rounds its activations, which a plain folder cannot hold; "
+                "allowed: safetensors"
+            )
+        weight = change.undo(weight)
+    return weight
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> nn.Module:

@@ -18,18 +18,6 @@ from tests.postgres import fresh_url
 _seeds = iter(range(10_000))
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """Settings of a fresh home; models and texts may lie below the test's folder."""
-    return Host.from_environment(
-        {
-            "PARETOSCOPE_HOME": str(tmp_path / "home"),
-            "PARETOSCOPE_ROOTS": str(tmp_path),
-            "PARETOSCOPE_DEVICE": "cpu",
-        }
-    )
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real model; links to it carry in their names how the stand-in steps behave."""

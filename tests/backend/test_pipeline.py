@@ -187,8 +187,8 @@ def test_a_method_on_the_whole_model_may_plan_parameters_for_later_stages(
 def test_stages_before_and_after_a_whole_model_method_add_up(host, folder, text, tmp_path, monkeypatch):
     real = discover()
     nothing = Method(
-        "transform.test",
-        "transform",
+        "recover.test",
+        "recover",
         "test",
         "work",
         lambda work: None,
@@ -198,9 +198,9 @@ def test_stages_before_and_after_a_whole_model_method_add_up(host, folder, text,
         None,
         "",
     )
-    monkeypatch.setitem(real.methods, "transform.test", nothing)
+    monkeypatch.setitem(real.methods, "recover.test", nothing)
     artifact, report = run(
-        recipe_of(folder, text, WANDA, {"method": "transform.test"}, GPTQ, EORA), host, tmp_path
+        recipe_of(folder, text, WANDA, {"method": "recover.test"}, GPTQ, EORA), host, tmp_path
     )
     for pieces in read_parts(artifact).values():
         assert [piece.kind for piece in pieces] == ["grid", "lowrank"]

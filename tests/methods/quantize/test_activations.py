@@ -1,0 +1,103 @@
+"""Rounded activations against plain loops, and what the file keeps of them."""
+
+import pytest
+import torch
+
+from backend.artifacts import open_artifact, read_parts
+from backend.errors import UserError
+from backend.export import export
+from backend.inputs import Rounded
+from backend.methods.quantize.activations import activations
+from backend.parts import CompressedLinear
+from tests.layers import random_layer
+from tests.methods.models import apart, logits, made
+from tests.tiny import make_model
+
+ROUND = {"method": "quantize.activations"}
+
+
+def rounding(**options) -> Rounded:
+    (_, found) = activations(random_layer(8, 16)[0], **options)
+    return found
+
+
+def values() -> torch.Tensor:
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
+    x[1] = 0.0
+    x[2, 4] = 1e4
+    return x
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_token_is_rounded_to_its_own_centred_steps(bits):
+    x = values()
+    found = rounding(input_bits=bits)(x)
+    most = 2 ** (bits - 1) - 1
+    for token, now in zip(x.double().tolist(), found.tolist(), strict=True):
+        step = max(abs(value) for value in token) / most
+        expected = [round(value / step) * step if step else 0.0 for value in token]
+        assert now == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert rounding(input_bits=bits)(found) == pytest.approx(found)
+
+
+def test_a_range_that_is_not_centred_spends_no_code_on_what_is_not_there():
+    x = values()[[0, 1, 3, 4]].abs()
+    centred, free = (rounding(input_bits=4, symmetric=on)(x) for on in (True, False))
+    assert float((free - x).square().sum()) < 0.5 * float((centred - x).square().sum())
+    assert free[1].abs().max() == 0
+    assert len(free[0].unique()) <= 16
+
+
+def test_one_range_for_all_comes_from_the_calibration_text_and_is_stored():
+    layer, x = random_layer(8, 16)
+    found = activations(layer, per="tensor", input_bits=8)[-1]
+    assert float(found.range) == pytest.approx(float(x.abs().max()))
+    assert found.bits == 32
+    assert rounding(input_bits=8).bits == 0
+    beyond = found(torch.full((1, 16), 1e6))
+    assert beyond.unique().tolist() == pytest.approx([float(found.range)])
+
+
+def test_short_floats_keep_small_values_that_whole_steps_lose():
+    x = torch.tensor([[1.0, 0.1, 0.03, -0.2] * 4])
+    whole = rounding(input_bits=4)(x)
+    short = rounding(input_bits=4, number="float", exponent_bits=2)(x)
+    assert float((short - x).abs().sum()) < float((whole - x).abs().sum())
+    # Two exponent bits and one mantissa bit: 0, 1, 2, 3, 4, 6, 8, 12 of twelve parts.
+    levels = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12]) / 12
+    assert all(float((levels - value.abs()).abs().min()) < 1e-6 for value in short.unique())
+
+
+def test_the_product_is_that_of_the_rounded_inputs():
+    layer, _ = random_layer(8, 16)
+    parts = activations(layer, input_bits=4)
+    linear = CompressedLinear(parts, torch.ones(8), torch.float32)
+    x = values()
+    torch.testing.assert_close(linear(x), parts[-1](x) @ layer.weight.T + 1)
+
+
+def test_fewer_bits_lose_more_and_a_reopened_artifact_rounds_as_well(host, tmp_path):
+    model = make_model(tmp_path / "model")
+    lost = []
+    for bits in (8, 6, 4, 3):
+        artifact, report = made(model, host, tmp_path, ROUND | {"params": {"input_bits": bits}})
+        lost.append(apart(model, artifact, host))
+        assert {row["error"] for row in report.layers} == {0.0}
+    assert lost == sorted(lost)
+    assert lost[0] < 0.01 < lost[-1]
+    kinds = {type(part).__name__ for part in read_parts(artifact)["model.layers.0.mlp.up_proj"]}
+    assert kinds == {"Dense", "Rounded"}
+    again = open_artifact(artifact, host, packed=True).model
+    assert torch.equal(logits(artifact, host), again(torch.arange(48)[None] * 5 % 97 + 4).logits.double())
+
+
+def test_a_plain_folder_cannot_hold_them_and_says_so(host, tmp_path):
+    artifact, _ = made(make_model(tmp_path / "model"), host, tmp_path, ROUND)
+    with pytest.raises(UserError, match="rounds its activations"):
+        export(artifact, "transformers", tmp_path / "out", host)
+
+
+def test_a_fixed_range_behind_a_rotation_is_refused(host, tmp_path):
+    stages = ({"method": "transform.hadamard"}, ROUND | {"params": {"per": "tensor"}})
+    with pytest.raises(UserError, match="not known behind a rotation; allowed: token"):
+        made(make_model(tmp_path / "model"), host, tmp_path, *stages)
