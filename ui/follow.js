@@ -1,4 +1,5 @@
 {
+  const FOLLOWED = SETTINGS;
   let known = null, shown = null, rests = 0;
   document.addEventListener('look', async ({detail}) => {
     const now = FOLLOWED.minds.map(name => detail[name]).join(), query = location.search;

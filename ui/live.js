@@ -1,3 +1,4 @@
+const LIVE = SETTINGS;
 let versions = {}, shown = null, asked = 0, fresh = 0;
 // What an event has brought is newer than what the server tells everybody, for as long as that is kept.
 watch('value', () => { if (props.value !== shown) fresh = Date.now() + 1500; });

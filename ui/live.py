@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _MOST_KEPT, _LONGEST_QUERY = 64, 4000
 # Smaller answers are not worth packing.
 _SMALL = 500
 _FOLDER = Path(__file__).parent
+# What a script is told from here stands in it under this name.
+_SETTINGS = "SETTINGS"
 _LOOK = (_FOLDER / "live.js").read_text(encoding="utf-8")
 _FOLLOW = (_FOLDER / "follow.js").read_text(encoding="utf-8")
 
@@ -82,7 +84,7 @@ class Feed:
 
     @staticmethod
     def _response(found: _Answer, known: str, packs: bool) -> Response:
-        headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
+        headers = {"ETag": found.tag, "cache-control": "no-cache"}
         if known == found.tag:
             return Response(status_code=304, headers=headers)
         if found.packed and packs:
@@ -129,28 +131,28 @@ def serve(demo: gr.Blocks, feed: Feed) -> None:
 
 
 def live(
-    elem_id: str, every: float, panel: str = "", minds: str = "", reads: str = "", value: str = ""
+    elem_id: str, every: float, panel: str = "", minds: Sequence[str] = (), reads: Sequence[str] = ()
 ) -> gr.HTML:
     """Shows the shared `panel`, looking every so many seconds; `select` of action `look` says a version grew.
 
-    `minds` names the versions that are worth an event, such as "results questions"; the first look is one.
-    `reads` names the parts of the address that the panel is about.
+    `minds` names the versions that are worth an event, such as `results`; the first look is one. `reads`
+    names the parts of the address that the panel is about.
     """
-    asked = {"panel": panel, "every": 1000 * every, "minds": minds.split(), "reads": reads.split()}
+    asked = {"panel": panel, "every": 1000 * every, "minds": list(minds), "reads": list(reads)}
     return gr.HTML(
-        value, elem_id=elem_id, js_on_load=f"{SCRIPT}const LIVE = {json.dumps(asked)};\n{_LOOK}",
+        "", elem_id=elem_id, js_on_load=SCRIPT + _LOOK.replace(_SETTINGS, json.dumps(asked)),
         elem_classes="plain", apply_default_css=False,
     )  # fmt: skip
 
 
-def following(panel: str, minds: str = "results", rests: float = 12.0, about: str = "") -> str:
+def following(panel: str, minds: Sequence[str] = ("results",), rests: float = 12.0, about: str = "") -> str:
     """The script of a component that takes the shared `panel` of its address whenever a version has grown.
 
     The looking is done by a `live` on the same page; after a fetch it rests for so many seconds. It does
     nothing while the address lacks the part that it is `about`.
     """
-    asked = {"panel": panel, "minds": minds.split(), "rests": 1000 * rests, "about": about}
-    return f"const FOLLOWED = {json.dumps(asked)};\n{_FOLLOW}"
+    asked = {"panel": panel, "minds": list(minds), "rests": 1000 * rests, "about": about}
+    return _FOLLOW.replace(_SETTINGS, json.dumps(asked))
 
 
 def _key(name: str, query: Mapping[str, str]) -> tuple[str, str]:

@@ -42,8 +42,12 @@ def template_of(
     stages: Sequence[Template],
     calibration: tuple[str, Sequence[Any]],
     evaluation: tuple[str, Sequence[Any], Sequence[str]],
+    plan: Mapping[str, Any],
 ) -> Template:
-    """The form as a sweep's template: (text, field values) of calibration, and the metrics of evaluation."""
+    """The form as a sweep's template: (text, field values) of calibration, and the metrics of evaluation.
+
+    `plan` is a recipe's own; the form has no fields for it and passes it on.
+    """
     chain = []
     for number, stage in enumerate(stages, start=1):
         fields = forms.parameters(discover().methods[stage["method"]].params)
@@ -68,6 +72,7 @@ def template_of(
             **forms.read_all(EVALUATION, scored_values, "evaluation"),
             "metrics": list(metrics),
         },
+        **({"plan": dict(plan)} if plan else {}),
     }
 
 
@@ -79,8 +84,10 @@ def recipes_of(template: Template | str) -> list[Recipe]:
     return recipes
 
 
-def form_of(template: Mapping[str, Any]) -> tuple[str, list[Template], list[Any], list[Any]]:
-    """A recipe or sweep as (model, stages, calibration row, evaluation row) of the form."""
+def form_of(
+    template: Mapping[str, Any],
+) -> tuple[str, list[Template], list[Any], list[Any], dict[str, Any]]:
+    """A recipe or sweep as (model, stages, calibration row, evaluation row, plan) of the form."""
     chain = template.get("stages") or []
     if any(not isinstance(stage, Mapping) or not isinstance(stage.get("method"), str) for stage in chain):
         raise UserError(say("compress.not_one_chain"))
@@ -92,7 +99,8 @@ def form_of(template: Mapping[str, Any]) -> tuple[str, list[Template], list[Any]
     evaluation = [second.get("text", Evaluation().text)]
     evaluation += [forms.shown(field, second.get(field.name)) for field in EVALUATION]
     evaluation.append(list(second.get("metrics", Evaluation().metrics)))
-    return str(template.get("model") or CARDS[0].id), staged(chain), calibration, evaluation
+    model, plan = str(template.get("model") or CARDS[0].id), dict(template.get("plan") or {})
+    return model, staged(chain), calibration, evaluation, plan
 
 
 def added(stages: list[Template], method: str) -> list[Template]:

@@ -78,6 +78,20 @@ def test_a_set_of_prompts_fills_a_table_whose_cells_open(page, served, compared)
     expect(page.locator("#matrix .cell")).to_have_count(4)
 
 
+def test_a_set_of_prompts_that_is_stopped_keeps_what_was_written(page, served, compared):
+    page.goto(f"{served.address}/compare?runs={compared}")
+    page.locator("#max-tokens input[type=number]").fill("400")
+    page.get_by_role("tab", name="Ask many").click()
+    page.locator("#questions textarea").fill("\n".join(f"the scale {number}" for number in range(40)))
+    page.locator("#ask-all").click()
+    expect(page.locator("#matrix-told")).to_contain_text(" of 80 answers", timeout=PATIENCE)
+    page.locator("#stop-all").click()
+    expect(page.locator("#stop-all")).to_be_disabled(timeout=PATIENCE)
+    expect(page.locator("#matrix .cell").filter(has_text="cancelled").last).to_be_visible()
+    page.locator("#matrix .cell").filter(has_text="cancelled").last.click()
+    expect(page.locator("#set-detail .lane")).to_have_count(2)
+
+
 def test_a_tasting_is_made_voted_on_a_phone_and_answered(page, browser, served, compared):
     page.goto(f"{served.address}/tasting?runs={compared}")
     page.locator("#taste-prompts textarea").fill("the scale\nof a group\nis stored")

@@ -19,6 +19,15 @@ from ui import app
 
 _RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa"]}, "resultTypes": ["violations"]}
 _PHONE = {"width": 390, "height": 844}
+_DESK = {"width": 1440, "height": 900}
+_SWIPE = """([across, down]) => {
+  const target = document.querySelector('.slide');
+  const at = (x, y) => new Touch({identifier: 1, target, clientX: x, clientY: y});
+  const touch = (kind, touches, changedTouches) =>
+    target.dispatchEvent(new TouchEvent(kind, {touches, changedTouches, bubbles: true}));
+  touch('touchstart', [at(300, 300)], []);
+  touch('touchend', [], [at(300 + across, 300 + down)]);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +76,13 @@ def settled(page: Page, path: str, filled: bool) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("filled", [True, False], ids=["full", "empty"])
+@pytest.mark.parametrize(
+    ("filled", "size"), [(True, _DESK), (False, _DESK), (True, _PHONE)], ids=["full", "empty", "phone"]
+)
 def test_every_page_meets_wcag_aa_and_says_in_its_title_what_it_shows(
-    browser: Browser, served, scheme, filled
+    browser: Browser, served, scheme, filled, size
 ):
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme)
+    context = browser.new_context(viewport=size, color_scheme=scheme)
     page = context.new_page()
     complaints: list[str] = []
     address = served.address if filled else served.empty
@@ -154,6 +165,11 @@ def opened_offline(browser: Browser, file: Path) -> None:
             expect(alone.locator(landmark).first).to_be_visible()
             assert alone.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert Axe().run(alone, options=_RULES).response["violations"] == []
+        alone.keyboard.press("Home")
+        # A finger that goes far to the left turns the page, one that goes down does not.
+        for across, down, number in ((0, 200, 1), (-200, 10, 2), (-30, 0, 2), (200, 10, 1)):
+            alone.evaluate(_SWIPE, [across, down])
+            expect(alone.locator("body")).to_contain_text(f"{number} of 4")
         assert (told, asked) == ([], [file.as_uri()])
         context.close()
 

@@ -1,6 +1,7 @@
 """The whole app in a real browser: queue runs, watch them, see their points, open one, compare answers."""
 
 import re
+import zipfile
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -74,6 +75,35 @@ def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, se
     with page.expect_download() as caught:
         page.locator("#download-csv").click()
     assert Path(caught.value.path()).read_text().count("\n") == 4
+
+    # A lasso around points holds the best of them for a comparison.
+    page.get_by_role("button", name="Close").click()
+    frame = page.locator("#pareto .nsewdrag").bounding_box()
+    page.locator("#pareto .plot").hover()
+    page.locator("#pareto [data-title='Lasso Select']").click()
+    corners = [(0.01, 0.02), (0.99, 0.02), (0.99, 0.98), (0.01, 0.98), (0.01, 0.02)]
+    for number, (across, down) in enumerate(corners):
+        page.mouse.move(
+            frame["x"] + across * frame["width"],
+            frame["y"] + down * frame["height"],
+            steps=8 if number else 1,
+        )
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
+    expect(page.locator("#basket")).to_contain_text("Compare 3")
+
+    # The model of a run comes as a file: packed by the worker, fetched from the card.
+    page.locator("#runs tbody tr").filter(has_text="rtn 3-bit").click()
+    card.get_by_text("Export the model").click()
+    card.get_by_role("button", name="Prepare safetensors").click()
+    file = card.get_by_role("link", name="Download safetensors")
+    expect(file).to_be_visible(timeout=PATIENCE)
+    with page.expect_download() as caught:
+        file.click()
+    with zipfile.ZipFile(caught.value.path()) as packed:
+        names = {Path(name).name for name in packed.namelist()}
+    assert {"artifact.safetensors", "recipe.json", "tokenizer.json"} <= names
 
     # What became of each linear: a cell of the map opens its numbers, two runs their difference.
     page.goto(served.address)

@@ -16,9 +16,9 @@ from ui.pages import compress
 SCORES = ["perplexity"]
 
 
-def template(stages, model="smollm2-135m-instruct", text="wikipedia-en", length="64", windows="2"):
+def template(stages, model="smollm2-135m-instruct", text="wikipedia-en", length="64", windows="2", plan=None):
     return recipe_form.template_of(
-        model, stages, (text, ["4", "64", "0", "sequential"]), (text, [length, windows], SCORES)
+        model, stages, (text, ["4", "64", "0", "sequential"]), (text, [length, windows], SCORES), plan or {}
     )
 
 
@@ -37,10 +37,24 @@ def test_there_are_presets_to_start_from():
 def test_a_recipe_comes_back_from_the_form_as_it_went_in():
     stages = recipe_form.staged([{"method": "quantize.gptq", "params": {"bits": [2, 3]}, "only": "*.mlp.*"}])
     written = template(stages)
-    model, again, calibration, evaluation = recipe_form.form_of(written)
+    model, again, calibration, evaluation, plan = recipe_form.form_of(written)
+    assert plan == {}
     assert (model, again) == (written["model"], stages)
     assert calibration == ["wikipedia-en", "4", "64", "0", "sequential"]
     assert evaluation == ["wikipedia-en", "64", "2", SCORES]
+
+
+def test_a_recipe_with_a_plan_keeps_it_through_the_form_until_it_is_left_out():
+    stages = recipe_form.staged([{"method": "quantize.gptq", "params": {"bits": 3}}])
+    own = {"model.layers.0.mlp.down_proj": {"bits": 4}, "model.layers.1.mlp.up_proj": {"bits": 2}}
+    _, again, _, _, plan = recipe_form.form_of(template(stages, plan=own))
+    assert plan == own
+    (recipe,) = recipe_form.recipes_of(template(again, plan=plan))
+    assert recipe.plan == own
+    assert "2 linears have values of their own" in compress.plan_note(plan)
+    assert compress.plan_note({}) == ""
+    (without,) = recipe_form.recipes_of(template(again))
+    assert without.plan == {}
 
 
 def test_several_numbers_in_a_field_are_a_sweep():

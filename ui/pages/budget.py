@@ -85,7 +85,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     # The size that is shown. Not read off the slider: before anybody moved it, its page may send text.
     chosen = gr.State(0.0)
     seen = gr.State(-1)
-    pulse = live("budget-pulse", 2, minds="results questions")
+    pulse = live("budget-pulse", 2, minds=("results", "questions"))
 
     def known(model_: str, text_: str) -> tuple[Budget, Ladder] | None:
         found, walk = learned.budget_of(jobs, model_, text_), learned.ladder_of(jobs, model_, text_)

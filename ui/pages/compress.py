@@ -18,7 +18,7 @@ from backend.text import texts
 from store import results
 from ui import forms
 from ui.estimate_card import plan
-from ui.panel import banner, link, panel, table
+from ui.panel import banner, button, link, panel, table
 from ui.recipe_form import CALIBRATION, EVALUATION, Template, added, form_of, recipes_of, staged, template_of
 from ui.stages import PRESETS, method_menu, preset_menu, stage_card
 from ui.texts import many, say
@@ -66,11 +66,19 @@ def queued(jobs: Jobs, recipes: Sequence[Recipe], user: str) -> str:
     )
 
 
+def plan_note(plan_: Mapping[str, Any]) -> str:
+    """That single linears have values of their own, and the way to leave them out."""
+    if not plan_:
+        return ""
+    drop = button(say("compress.drop_the_plan"), "drop-plan")
+    return banner(f'{many("compress.planned", len(plan_))} <span class="acts">{drop}</span>', "quiet")
+
+
 def build(page: gr.Blocks, jobs: Jobs) -> None:
     """Lay the page out and wire it."""
     host = jobs.host
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    stages, shape = gr.State([]), gr.State(0)
+    stages, shape, given = gr.State([]), gr.State(0), gr.State({})
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
@@ -89,6 +97,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                 for number, stage in enumerate(current, start=1):
                     stage_card(number, len(current), stage, stages, shape, quiet)
 
+            planned = panel("plan-note")
             menu = panel("methods", method_menu())
             with gr.Accordion(say("compress.calibration_text"), open=False, elem_id="calibration"):
                 calibration_text, *calibration = _text_fields(host, "calibration", CALIBRATION)
@@ -113,8 +122,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
                         say("compress.queue_this_json"), size="sm", min_width=90, elem_id="queue-json"
                     )
 
-    fields = [model, stages, calibration_text, *calibration, evaluation_text, *evaluation, metrics]
-    drawn = [problem, card, queue, text]
+    fields = [model, stages, calibration_text, *calibration, evaluation_text, *evaluation, metrics, given]
+    drawn = [problem, card, queue, text, planned]
 
     def template(values: Sequence[Any]) -> Template:
         split = 3 + len(CALIBRATION)
@@ -122,7 +131,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             values[0],
             values[1],
             (values[2], values[3:split]),
-            (values[split], values[split + 1 : -1], values[-1]),
+            (values[split], values[split + 1 : -2], values[-2]),
+            values[-1],
         )
 
     def look(*values: Any) -> list[Any]:
@@ -135,17 +145,19 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             )
             written = json.dumps(built, indent=1, ensure_ascii=False)
         except UserError as error:
-            return [*_refused(error), gr.skip()]
+            return [*_refused(error), gr.skip(), plan_note(values[-1])]
         try:
             history = results.recent_seconds(jobs.database, limit=_PAST_RUNS)
             estimated = plan(recipes, host, history)
         except UserError as error:
-            return [*_refused(error), written]
-        return ["", estimated, gr.update(value=label, interactive=True), written]
+            return [*_refused(error), written, plan_note(values[-1])]
+        return [
+            "", estimated, gr.update(value=label, interactive=True), written, plan_note(values[-1])
+        ]  # fmt: skip
 
     def fill(told: Mapping[str, Any], version: int) -> list[Any]:
-        chosen, chain_, first, second = form_of(told)
-        return [chosen, chain_, *first, *second, version + 1]
+        chosen, chain_, first, second, plan_ = form_of(told)
+        return [chosen, chain_, *first, *second, plan_, version + 1]
 
     def opened(request: gr.Request, version: int) -> list[Any]:
         query = dict(request.query_params)
@@ -163,7 +175,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         return [*fill(_START, version), ""]
 
     def preset(event: gr.EventData, version: int) -> list[Any]:
-        return [staged(PRESETS[event.preset]), version + 1]
+        return [staged(PRESETS[event.preset]), {}, version + 1]
 
     def add(event: gr.EventData, current: list[Template], version: int) -> list[Any]:
         return [_shown(added, current, str(event.method)), version + 1]
@@ -182,7 +194,9 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     # One after the other: an estimate of the values before must not arrive after that of the newest.
     looking: dict[str, Any] = {**quiet, "concurrency_limit": 1, "concurrency_id": "estimate"}
     loaded.then(look, fields, drawn, **looking)
-    presets.select(preset, shape, [stages, shape], **quiet)
+    presets.select(preset, shape, [stages, given, shape], **quiet)
+    planned.select(lambda: {}, None, given, **quiet)
+    given.change(look, fields, drawn, trigger_mode="always_last", **looking)
     menu.select(add, [stages, shape], [stages, shape], **quiet)
     stages.change(look, fields, drawn, trigger_mode="always_last", **looking)
     for control in (model, calibration_text, *calibration, evaluation_text, *evaluation, metrics):

@@ -148,7 +148,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     axes = [(axis.title, axis.metric) for axis in charts.AXES.values()]
 
     # Plot, card and table follow by themselves; an event is worth new choices alone.
-    strip = live("activity", 5, "activity", minds="choices")
+    strip = live("activity", 5, "activity", minds=("choices",))
     with gr.Row(equal_height=False, elem_id="axes"):
         scope = gr.Dropdown([], label=say("explore.model_and_text"), elem_id="scope", scale=5, min_width=300)
         x = gr.Dropdown(
@@ -198,7 +198,9 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             scatter = plot("pareto", say("explore.plot"), following("picture"))
             empty = panel("empty", visible=False)
         with gr.Column(scale=3, min_width=320):
-            chosen = panel("card", GUIDE, following("details", "results questions", rests=2, about="run"))
+            chosen = panel(
+                "card", GUIDE, following("details", ("results", "questions"), rests=2, about="run")
+            )
     table = panel("runs", script=following("listing"))
     with gr.Row(elem_id="downloads"):
         csv = gr.Button("CSV", size="sm", elem_id="download-csv")

@@ -105,7 +105,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     shown = panel("claims")
     here = address("address")
     problems, drawn = gr.State({}), gr.State("")
-    pulse = live("papers-pulse", 2, minds="results")
+    pulse = live("papers-pulse", 2, minds=("results",))
     controls = [model, text, effort]
 
     def look(*values: Any) -> str:

@@ -251,7 +251,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         with gr.Column(scale=5, min_width=320):
             shown = live("queue", 1.5, "queue")
         with gr.Column(scale=3, min_width=320, visible=False) as side:
-            told = live("log", 1.5, "log", reads="run")
+            told = live("log", 1.5, "log", reads=("run",))
     here = address("address")
     run = gr.State("")
 

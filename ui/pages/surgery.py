@@ -75,7 +75,7 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
             result = panel("operation-panel")
             earlier = panel("operations-panel")
     here = address("address")
-    pulse = live("surgery-pulse", 1, minds="questions")
+    pulse = live("surgery-pulse", 1, minds=("questions",))
 
     def drawn(model_: str, text_: str, level_: str, layer_: str, ids: list[str]) -> list[Any]:
         """Level choice, problem, map, levels card, cell, outcome, history, address."""
