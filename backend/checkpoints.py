@@ -76,5 +76,16 @@ class Checkpoints:
         with safe_open(self._file(label, block), "pt") as opened:
             return json.loads(opened.metadata()["rows"])
 
+    def keep_plan(self, number: int, plan: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep the plan as stage `number` left it."""
+        temporary = self._folder / f"plan-{number}.writing"
+        temporary.write_text(json.dumps(plan), encoding="utf-8")
+        temporary.replace(temporary.with_suffix(".json"))
+
+    def plan(self, number: int) -> dict[str, dict[str, Any]] | None:
+        """The plan as stage `number` left it, or None when it has not finished."""
+        path = self._folder / f"plan-{number}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     def _file(self, label: str, block: int) -> Path:
         return self._folder / f"stage-{label}-block-{block:03d}.safetensors"

@@ -5,10 +5,10 @@ level does not depend on what the others get, and a run in dense order that give
 plan) stores the very same parts. Searches and the Budget page choose among them.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,15 @@ from backend.artifacts import load_model
 from backend.checkpoints import Checkpoints
 from backend.errors import UserError
 from backend.host import Host
-from backend.models import ModelFacts, facts
+from backend.models import facts
 from backend.parameters import GROUPED_ROW
 from backend.parts import Part, combined
 from backend.pipeline import Report, Walk
-from backend.progress import Progress, Update
-from backend.recipe import Calibration, Recipe, check_layers, parse_recipe
+from backend.progress import Progress
+from backend.recipe import Calibration, Recipe, Stage, check_layers, parse_recipe
 from backend.registry import discover
+from backend.trials import complete, fill, folder_of, label_of
 
-# Another number makes kept levels unread.
-_FORMAT = 1
 Chain = tuple[dict[str, Any], ...]
 
 
@@ -43,7 +42,7 @@ class Level:
     @property
     def key(self) -> str:
         """A name for files."""
-        return hashlib.sha256(json.dumps(self.stages, sort_keys=True).encode()).hexdigest()[:12]
+        return label_of(self.stages)
 
 
 def _level(name: str, *stages: tuple[str, dict[str, Any]]) -> Level:
@@ -131,7 +130,7 @@ def recipe_of(
 
     A level that every linear gets becomes the recipe's stages; what differs becomes its plan.
     """
-    chains = {number: _complete(levels[number].stages) for number in sorted(set(choice.values()))}
+    chains = {number: complete(levels[number].stages) for number in sorted(set(choice.values()))}
     methods = list(dict.fromkeys(stage["method"] for chain in chains.values() for stage in chain))
     # A method that comes early in one chain must not come late in another.
     methods.sort(key=lambda name: max(_position(chain, name) for chain in chains.values()))
@@ -177,12 +176,6 @@ def choice_of(recipe: Recipe, levels: Sequence[Level], layers: Sequence[str]) ->
     return found
 
 
-def folder_of(layout: ModelFacts, calibration: Calibration, host: Host) -> Path:
-    """Where the levels of a model on a text lie."""
-    told = json.dumps([_FORMAT, layout.fingerprint, calibration.model_dump(mode="json")], sort_keys=True)
-    return host.cache / "levels" / hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
 @torch.inference_mode()
 def build(
     model: str, calibration: Calibration, levels: Sequence[Level], host: Host, progress: Progress
@@ -214,21 +207,16 @@ def build(
     recipe = Recipe(model=model, calibration=calibration)
     opened = load_model(layout, host)
     walk = Walk(recipe, layout, opened, host, folder, progress, Report(opened.device))
-    for block, layers in walk.survey("levels", "gram"):
-        for done, number in enumerate(missing):
-            level = levels[number]
-            share = block + done / len(missing)
-            progress(
-                Update("levels", round(100 * share), 100 * layout.blocks, f"block {block + 1}, {level.name}")
-            )
-            if kept.has(level.key, block):
-                continue
-            made, rows = {}, []
-            for layer in layers:
-                made[layer.name], told = walk.apply(layer.name, chains[number], (), layer.statistics)
-                rows += told[-1:]
-            kept.save(level.key, block, made, rows)
+    fill(
+        walk,
+        {levels[number].key: (levels[number].name, partial(_all, chains[number])) for number in missing},
+        kept,
+    )
     return database
+
+
+def _all(chain: list[tuple[int, Stage]], linear: str) -> list[tuple[int, Stage]]:
+    return chain
 
 
 def weights(parts: tuple[Part, ...], dense: Tensor) -> Tensor:
@@ -240,17 +228,6 @@ def _position(chain: Chain, method: str) -> int:
     return next((at for at, stage in enumerate(chain) if stage["method"] == method), -1)
 
 
-def _complete(chain: Chain) -> Chain:
-    known = discover().methods
-    return tuple(
-        {
-            "method": stage["method"],
-            "params": known[stage["method"]].params.model_validate(stage["params"]).model_dump(mode="json"),
-        }
-        for stage in chain
-    )
-
-
 def _spelled(chain: Chain) -> str:
     """A chain with all parameters written out, as a key."""
-    return json.dumps(_complete(chain), sort_keys=True)
+    return json.dumps(complete(chain), sort_keys=True)

@@ -35,3 +35,9 @@ ActOrder = Annotated[bool, Field(description="Quantize the inputs with the large
 KeptRatio = Annotated[
     float, Field(gt=0.0, le=1.0, description="Share of the weight's own size that the factors may take")
 ]
+MeanBits = Annotated[
+    float, Field(ge=2.0, le=8.0, description="Bits of one stored code, on average over the weights")
+]
+Reach = Annotated[
+    int, Field(ge=1, le=6, description="A linear gets at most so many bits more or fewer than the mean")
+]

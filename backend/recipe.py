@@ -299,15 +299,6 @@ def _check_plans(stages: tuple[Stage, ...]) -> None:
                     f"{where}: {other.method} has pattern {other.params['pattern']}, "
                     "whose sparsity is fixed; allowed: pattern free"
                 )
-            tries = methods[stage.method].tries
-            for value in tries(stage.params) if tries else ():
-                try:
-                    methods[other.method].params.model_validate({**other.params, planned: value}, strict=True)
-                except ValidationError as error:
-                    raise UserError(
-                        f"{where}: would try {planned} {value}; "
-                        f"{_sentence(error, other.method, methods[other.method].params)}"
-                    ) from None
 
 
 def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:

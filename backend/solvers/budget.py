@@ -5,9 +5,11 @@ itself; walking the lower convex hulls from the smallest levels up, steepest gai
 all prices (Lagrangian relaxation: Everett 1963).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,3 +102,64 @@ def _turns_up(prices: Numbers, values: Numbers, a: int, b: int, c: int) -> bool:
     return bool(
         (values[b] - values[a]) * (prices[c] - prices[a]) >= (values[c] - values[a]) * (prices[b] - prices[a])
     )
+
+
+def around(params: Mapping[str, Any]) -> tuple[int, ...]:
+    """Whole numbers of bits at most `reach` above and below a mean of `bits`."""
+    low, high = math.floor(params["bits"]) - params["reach"], math.ceil(params["bits"]) + params["reach"]
+    return tuple(range(max(low, 2), min(high, 8) + 1))
+
+
+def budget_of_mean(level_bytes: Sequence[Sequence[float]], values: Sequence[float], mean: float) -> float:
+    """Bytes when every linear has the mean value; between two values the bytes are those on the line."""
+    return float(sum(np.interp(mean, values, sizes) for sizes in np.asarray(level_bytes, dtype=np.float64)))
+
+
+def nearly_uniform(
+    level_bytes: Sequence[Sequence[int]], values: Sequence[float], mean: float, order: Sequence[int]
+) -> list[int]:
+    """The level of each linear when all have the value below the mean, and the first of `order` that the
+    bytes of the mean still pay for have the next one."""
+    left = budget_of_mean(level_bytes, values, mean)
+    low = max(at for at, value in enumerate(values) if value <= mean)
+    plan = [low] * len(level_bytes)
+    left -= sum(sizes[low] for sizes in level_bytes)
+    for linear in order if low + 1 < len(values) else ():
+        price = level_bytes[linear][low + 1] - level_bytes[linear][low]
+        if price <= left:
+            plan[linear] = low + 1
+            left -= price
+    return plan
+
+
+def exact(
+    level_bytes: Sequence[Sequence[int]],
+    losses: Sequence[Sequence[float]],
+    budget: float,
+    most: int = 20_000,
+) -> list[int]:
+    """The level of each linear with the least sum of [linears, levels] losses within a budget of bytes.
+
+    Dynamic programming over what is left above the smallest levels, in units of the prices' greatest common
+    divisor. Where that makes more than `most` units, prices are rounded up to `most` of them: then the plan
+    is within the budget still, and the best but for the rounding. The smallest plan if none fits.
+    """
+    sizes, costs = np.asarray(level_bytes, dtype=np.int64), np.asarray(losses, dtype=np.float64)
+    prices = sizes - sizes.min(axis=1, keepdims=True)
+    left = math.floor(budget) - int(sizes.min(axis=1).sum())
+    unit = max(int(np.gcd.reduce(prices, axis=None)), -(-left // most), 1)
+    prices, units = -(-prices // unit), max(left // unit, 0)
+    best = np.zeros(units + 1)
+    taken = np.zeros((len(sizes), units + 1), dtype=np.int16)
+    for linear, (own, values) in enumerate(zip(prices, costs, strict=True)):
+        found = np.full((len(own), units + 1), np.inf)
+        for level, price in enumerate(own):
+            if price <= units:
+                found[level, price:] = best[: units + 1 - price] + values[level]
+        taken[linear] = found.argmin(axis=0)
+        best = found.min(axis=0)
+    plan, at = [], units
+    for linear in reversed(range(len(sizes))):
+        plan.append(int(taken[linear, at]))
+        at -= int(prices[linear, plan[-1]])
+    return plan[::-1]

@@ -1,0 +1,95 @@
+"""Search for each linear's bits by mutation and selection, every candidate measured on the whole model.
+
+    child = parent with min(U{1..3}, U{1..3}) flips; a flip takes a bit from one linear and gives it to
+    another of the same size, so that the bytes stay exactly those of the start
+    fitness = KL(dense || candidate), mean over the tokens of a few windows; the least becomes the parent
+
+Children are compared on one window, the best quarter and the parent on `windows` of them, drawn anew each
+generation from text that the levels were not fitted on. Starts from the same bits everywhere, or from the
+plan of least predicted KL (as allocate.fisher makes it). Makes every linear at each number of bits within
+`reach` of the mean, with the stages after it; plans `bits` for those and stores nothing itself. Assumes
+nothing of how errors add up, and pays for it: each generation runs the model on `offspring` windows and more.
+Too few generations on few windows fit the windows. Sieberling et al., EvoPress, arXiv 2410.14649.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from backend.parameters import MeanBits, Reach
+from backend.registry import Claim, method
+from backend.solvers.budget import around, budget_of_mean, ladder, nearly_uniform
+from backend.solvers.evolution import Selection, evolve
+from backend.views import Work
+
+Generations = Annotated[int, Field(ge=1, le=10_000, description="How often a parent has children")]
+Offspring = Annotated[int, Field(ge=1, le=1024, description="Children of a generation")]
+Windows = Annotated[
+    int, Field(ge=1, le=1024, description="Windows that the last round of a generation is judged on")
+]
+Start = Annotated[
+    Literal["fisher", "uniform"],
+    Field(description="The first parent: the plan of least predicted KL, or the same bits everywhere"),
+]
+
+
+def _rounds(offspring: int, windows: int) -> tuple[Selection, ...]:
+    last = Selection(windows, 1)
+    return (Selection(1, max(1, offspring // 4)), last) if windows > 1 else (last,)
+
+
+def _scores(params: Mapping[str, Any]) -> int:
+    """Windows that the model is run on, about."""
+    rivals = [params["offspring"], max(1, params["offspring"] // 4) + 1]
+    rounds = _rounds(params["offspring"], params["windows"])
+    each = sum(count * chosen.windows for count, chosen in zip(rivals, rounds, strict=False))
+    return params["generations"] * each + (12 if params["start"] == "fisher" else 0)
+
+
+@method(
+    paper="arXiv:2410.14649",
+    needs="gram",
+    plans="bits",
+    tries=around,
+    scores=_scores,
+    claim=Claim(
+        "After as many generations, a search from the plan of least predicted KL ends better than one from "
+        "the same bits everywhere",
+        better=(
+            {"method": "allocate.evopress", "params": {"bits": 3.0, "start": "fisher"}},
+            {"method": "quantize.gptq", "params": {"bits": 3}},
+        ),
+        worse=(
+            {"method": "allocate.evopress", "params": {"bits": 3.0, "start": "uniform"}},
+            {"method": "quantize.gptq", "params": {"bits": 3}},
+        ),
+        metric="divergence.kl",
+    ),
+)
+def evopress(
+    work: Work,
+    *,
+    bits: MeanBits = 3.0,
+    reach: Reach = 1,
+    generations: Generations = 30,
+    offspring: Offspring = 8,
+    windows: Windows = 2,
+    start: Start = "fisher",
+) -> None:
+    """Plan a number of bits for every linear."""
+    found = work.choices("bits", around({"bits": bits, "reach": reach}))
+    if start == "fisher":
+        steps = ladder(found.bytes, found.predicted())
+        first = steps.plan(budget_of_mean(found.bytes, found.values, bits))
+    else:
+        order = torch.randperm(len(found.linears), generator=work.rng).tolist()
+        first = nearly_uniform(found.bytes, found.values, bits, order)
+    chosen = evolve(
+        first, found.bytes, found.divergence, windows=found.windows, generations=generations,
+        offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,
+        told=lambda done, plan, loss: found.told(done + 1, generations, f"KL {loss:.4g}"),
+    )  # fmt: skip
+    for name, planned in found.plan("bits", chosen).items():
+        work.plan.setdefault(name, {}).update(planned)

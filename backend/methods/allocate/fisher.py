@@ -1,0 +1,43 @@
+"""Give bits to the linears whose error the model's output feels most, as one backward pass predicts it.
+
+    s_lk = 1/2 mean_t (g_t . (Ŵ_k - W) x_t)²  for linear l at k bits: KL(dense || only l changed), predicted
+    min sum_l s_{l, k_l}  with  sum_l bytes_{l, k_l} <= bytes of the mean number of bits everywhere
+
+with x_t [in] the input of the linear at token t, g_t [out] the gradient of -ln P(y) with respect to its
+output, and labels y drawn from the model's own distribution: second order of the KL in the Fisher matrix,
+the terms between linears left out. Plans walk the lower convex hulls, steepest gain a byte first.
+Makes every linear at each number of bits within `reach` of the mean, with the stages after it, on the inputs
+of the dense model; plans `bits` for those stages and stores nothing itself. Too low where the KL nears 1.
+Martens, New insights and perspectives on the natural gradient method, arXiv 1412.1193.
+"""
+
+from backend.parameters import MeanBits, Reach
+from backend.registry import Claim, method
+from backend.solvers.budget import around, budget_of_mean, ladder
+from backend.views import Work
+
+
+@method(
+    paper="arXiv:1412.1193",
+    needs="gram",
+    plans="bits",
+    tries=around,
+    # A backward pass takes about as long as two windows forward.
+    scores=lambda params: 12,
+    claim=Claim(
+        "At 3 bits on average, bits where the predicted KL asks for them lose less than 3 bits everywhere",
+        better=(
+            {"method": "allocate.fisher", "params": {"bits": 3.0}},
+            {"method": "quantize.gptq", "params": {"bits": 3}},
+        ),
+        worse=({"method": "quantize.gptq", "params": {"bits": 3}},),
+        metric="divergence.kl",
+    ),
+)
+def fisher(work: Work, *, bits: MeanBits = 3.0, reach: Reach = 1) -> None:
+    """Plan a number of bits for every linear."""
+    found = work.choices("bits", around({"bits": bits, "reach": reach}))
+    steps = ladder(found.bytes, found.predicted())
+    chosen = steps.plan(budget_of_mean(found.bytes, found.values, bits))
+    for name, planned in found.plan("bits", chosen).items():
+        work.plan.setdefault(name, {}).update(planned)

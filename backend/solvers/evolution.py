@@ -1,0 +1,116 @@
+"""Search for a plan by switching levels between linears of one size, so that no child costs more bytes.
+
+One parent, `offspring` children a generation. A flip takes a level from one linear and gives it to another
+whose levels cost the same; a child has min(U{1..3}, U{1..3}) flips. Children are compared on few windows,
+the best of them on more, and the last few together with the parent, who is replaced by the best of those.
+(Sieberling et al., EvoPress, arXiv 2410.14649, section 3.)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# The loss of a plan on the windows of those numbers.
+Loss = Callable[[Sequence[int], Sequence[int]], float]
+# How often a child that is there already is drawn anew.
+_ATTEMPTS = 20
+_MOST_FLIPS = 3
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One round of a generation: how many windows tell the children apart, and how many of them survive."""
+
+    windows: int
+    survivors: int
+
+
+def evolve(
+    start: Sequence[int],
+    level_bytes: Sequence[Sequence[int]],
+    loss: Loss,
+    *,
+    windows: int,
+    generations: int,
+    offspring: int,
+    rounds: Sequence[Selection],
+    rng: torch.Generator,
+    told: Callable[[int, Sequence[int], float], None] = lambda generation, plan, loss: None,
+) -> list[int]:
+    """The last parent: the position of a level for each linear; no plan on the way costs more than `start`.
+
+    level_bytes  [linears][levels]; linears of equal ones may switch a level
+    windows      how many there are; each round draws its own, the same ones for all children
+    told         (generation, parent, its loss in the last round)
+    """
+    parent = [int(level) for level in start]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for linear, sizes in enumerate(level_bytes):
+        groups.setdefault(tuple(sizes), []).append(linear)
+    budget = _bytes(parent, level_bytes)
+    for generation in range(generations):
+        children = _children(parent, groups, offspring, rng)
+        # Where levels are not evenly spaced, two linears may switch and cost more.
+        children = [child for child in children if _bytes(child, level_bytes) <= budget]
+        if not children:
+            break
+        best = float("nan")
+        for number, chosen in enumerate(rounds):
+            last = number == len(rounds) - 1
+            rivals = [*children, parent] if last else children
+            drawn = torch.randperm(windows, generator=rng)[: chosen.windows].tolist()
+            losses = [_finite(loss(plan, drawn)) for plan in rivals]
+            # At equal losses the parent goes last and a child goes on: what costs nothing may drift.
+            order = sorted(range(len(rivals)), key=lambda at: losses[at])
+            children = [rivals[at] for at in order[: 1 if last else chosen.survivors]]
+            best = losses[order[0]]
+        parent = children[0]
+        told(generation, parent, best)
+    return parent
+
+
+def flips(rng: torch.Generator) -> int:
+    """How many flips a child has: 1, 2 or 3 with probabilities 5/9, 3/9, 1/9."""
+    return int(torch.randint(1, _MOST_FLIPS + 1, (2,), generator=rng).min())
+
+
+def _children(
+    parent: list[int], groups: Mapping[tuple[int, ...], list[int]], offspring: int, rng: torch.Generator
+) -> list[list[int]]:
+    """Up to `offspring` plans that differ from the parent and from each other."""
+    found: dict[tuple[int, ...], None] = {}
+    for _ in range(_ATTEMPTS * offspring):
+        child = _child(parent, groups, rng)
+        if child != parent:
+            found[tuple(child)] = None
+        if len(found) == offspring:
+            break
+    return [list(child) for child in found]
+
+
+def _child(parent: list[int], groups: Mapping[tuple[int, ...], list[int]], rng: torch.Generator) -> list[int]:
+    child = list(parent)
+    sizes = list(groups)
+    shares = torch.tensor([len(groups[size]) for size in sizes], dtype=torch.float64)
+    for _ in range(flips(rng)):
+        size = sizes[int(torch.multinomial(shares, 1, generator=rng))]
+        group, levels = groups[size], len(size)
+        lower = [linear for linear in group if child[linear] > 0]
+        higher = [linear for linear in group if child[linear] < levels - 1]
+        if not lower or not higher:
+            continue
+        down = lower[int(torch.randint(len(lower), (), generator=rng))]
+        up = higher[int(torch.randint(len(higher), (), generator=rng))]
+        if down != up:
+            child[down] -= 1
+            child[up] += 1
+    return child
+
+
+def _bytes(plan: Sequence[int], level_bytes: Sequence[Sequence[int]]) -> int:
+    return sum(sizes[level] for sizes, level in zip(level_bytes, plan, strict=True))
+
+
+def _finite(loss: float) -> float:
+    return loss if loss == loss else float("inf")
