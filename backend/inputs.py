@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from backend.parts import Input
@@ -39,42 +40,47 @@ class Rounded(Input):
     """Activations rounded to few bits and back: what hardware of that width would compute, simulated.
 
     number      `integer`, or `float` with `exponent_bits` and the rest mantissa
-    per         `token`: the range of each token, `tensor`: one range for all, kept in `range` [1] float32
-    symmetric   the range is centred on zero; else it runs from the smallest to the largest value (integers
-                per token only)
+    symmetric   the range is centred on zero; else it runs from the smallest to the largest value of a token
+                (integers only)
     clip        share of the range that is kept
-    shift       [in] float32 that each channel is divided by, or None (LLM-FP4's per-channel bias, folded into
-                the weight by `of_weight`)
+    range       [1] float32 for all tokens, or None: each token has its own
+    doublings   [in] uint8, how often each channel is doubled before rounding, or None; the weight that meets
+                it is halved as often (LLM-FP4's exponent biases by channel)
     """
 
     width: int
     number: Literal["integer", "float"]
     exponent_bits: int
-    per: Literal["token", "tensor"]
     symmetric: bool
     clip: float
     range: Tensor | None
-    shift: Tensor | None
+    doublings: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        values = x.float() if self.shift is None else x.float() / self.shift
-        return self._rounded(values).to(x.dtype)
+        return self._rounded(x.float() * self._raise(x)).to(x.dtype)
 
     def of_weight(self, weight: Tensor) -> Tensor:
-        return weight if self.shift is None else weight * self.shift
+        return weight / self._raise(weight)
 
     def of_gram(self, gram: Tensor) -> Tensor:
-        if self.shift is None:
-            return gram
-        shift = self.shift.to(gram.dtype)
-        return gram / shift / shift[:, None]
+        up = self._raise(gram).to(gram.dtype)
+        return gram * up * (up[:, None] if self.doublings is not None else up)
 
     def undo(self, weight: Tensor) -> Tensor:
-        return weight if self.shift is None else weight / self.shift
+        return weight * self._raise(weight)
 
     @property
     def keeps_values(self) -> bool:
         return False
+
+    @property
+    def moves(self) -> bool:
+        return self.doublings is not None
+
+    def _raise(self, like: Tensor) -> Tensor:
+        if self.doublings is None:
+            return torch.ones((), device=like.device)
+        return torch.exp2(self.doublings.to(like.device).float())
 
     def _rounded(self, x: Tensor) -> Tensor:
         if not self.symmetric:

@@ -341,6 +341,11 @@ class Input(Part):
         """Whether a plain linear can do the same: false for rounding."""
         return True
 
+    @property
+    def moves(self) -> bool:
+        """Whether the weight and the second moments are others behind it."""
+        return True
+
     def dense(self) -> Tensor:
         return torch.zeros(self.shape)
 

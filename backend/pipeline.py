@@ -189,7 +189,7 @@ class Walk:
             for name in (name for group in self.family.group_names(block) for name in group if name in made):
                 now[name] = (*_inputs(now.get(name, ())), *made[name])
                 rows.append(self._row(name, number, method, now[name], nothing, 0.0))
-                if any(change.keeps_values for change in _inputs(now[name])):
+                if any(change.moves for change in _inputs(now[name])):
                     self.turned.add(name)
             self.checkpoints.save(label, block, now, rows)
             self.report.layers += rows

@@ -1,6 +1,6 @@
 """All that a method may see: one Layer, or the Work on a whole model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -44,7 +44,7 @@ class Statistics:
     def through(self, inputs: tuple[Input, ...]) -> "Statistics":
         """Those of the inputs as they come out of `inputs`; of the channels alone nothing is known then,
         beyond what the Gram matrix tells."""
-        if not any(change.keeps_values for change in inputs):
+        if not any(change.moves for change in inputs):
             return self
         gram = self.gram
         for change in inputs:
@@ -115,6 +115,34 @@ class Choices:
 
 
 @dataclass
+class Block:
+    """One decoder block in the hands of a method that fits what replaces its linears by gradients.
+
+    layers   its linears by name as they are now, without statistics
+    biases   [out] float32 of each linear, or None
+    inputs   [samples, length, d]: what the compressed blocks before it put out
+    targets  [samples, length, d]: what the dense block makes of what the dense blocks before it put out
+    outputs  (states, {linear: x -> y}) -> what the block in float32 makes of states with these functions in
+             place of its linears, each behind the changes that its inputs go through; the others stay as they are.
+             As many states at once as `batch` says, or as many as are left of all samples after such batches
+    told     (done, total, words) tells how far the work on this block is
+    parts    what the method makes of linears, put there before it asks for the next block
+    changed  {parameter of the model: what it becomes}, put there likewise
+    """
+
+    number: int
+    layers: dict[str, Layer]
+    biases: dict[str, Tensor | None]
+    inputs: Tensor
+    targets: Tensor
+    outputs: Callable[[Tensor, Mapping[str, Callable[[Tensor], Tensor]]], Tensor]
+    told: Callable[[int, int, str], None]
+    rng: torch.Generator
+    parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class Work:
     """A whole model in the hands of a method that changes more than single linears.
 
@@ -125,6 +153,8 @@ class Work:
     layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
     statistics are in memory at a time, so take what is wanted from a layer before the next.
     choices(parameter, values) makes what the later stages make of every linear for each value.
+    blocks(samples, batch) goes through the blocks that are not finished, on that many calibration samples; what
+    a method hands back for a block is kept before the next one comes, and put into the model for it.
     """
 
     model: torch.nn.Module
@@ -136,5 +166,6 @@ class Work:
     report: dict[str, Any]
     layers: Callable[[Need], Iterator[Layer]]
     choices: Callable[[str, Sequence[Any]], Choices]
+    blocks: Callable[[int, int], Iterator[Block]]
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     covers: Callable[[str], bool] = lambda name: True

@@ -9,7 +9,8 @@ from backend.export import export
 from backend.inputs import Rounded
 from backend.methods.quantize.activations import activations
 from backend.parts import CompressedLinear
-from tests.layers import random_layer
+from backend.solvers.floats import largest, nearest
+from tests.layers import layer_of, random_layer
 from tests.methods.models import apart, logits, made
 from tests.tiny import make_model
 
@@ -101,3 +102,47 @@ def test_a_fixed_range_behind_a_rotation_is_refused(host, tmp_path):
     stages = ({"method": "transform.hadamard"}, ROUND | {"params": {"per": "tensor"}})
     with pytest.raises(UserError, match="not known behind a rotation; allowed: token"):
         made(make_model(tmp_path / "model"), host, tmp_path, *stages)
+
+
+def test_channels_are_doubled_until_they_reach_the_range_and_the_weight_halves_as_often():
+    layer, x = random_layer(8, 16)
+    dense, change = activations(layer, per="channel", number="float", input_bits=4)
+    seen = x.abs().amax(dim=0)
+    expected = (seen.max() / seen).log2().round().clamp(0, 3)
+    assert change.doublings.tolist() == expected.tolist()
+    assert change.bits == 32 + 8 * 16
+    torch.testing.assert_close(dense.dense(), layer.weight / expected.float().exp2())
+    # The paper's identity: rounding the shifted channel is shifting the rounding with a shifted range.
+    now = change(x.float())
+    for channel in range(16):
+        up = 2.0 ** float(expected[channel])
+        alone = nearest(x[:, channel].float(), 2, 1, change.range / up / largest(1))
+        torch.testing.assert_close(now[:, channel] / up, alone)
+
+
+def test_shifted_channels_lose_several_times_less_than_one_range():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 64, generator=generator)
+    x[:, 5] *= 8
+    layer = layer_of(torch.randn(48, 64, generator=generator), x)
+    wanted = x.float() @ layer.weight.T
+    lost = {}
+    for per in ("tensor", "channel"):
+        parts = activations(layer, per=per, number="float", input_bits=4)
+        lost[per] = float((CompressedLinear(parts, None, torch.float32)(x.float()) - wanted).square().sum())
+    assert lost["channel"] < lost["tensor"] / 3
+
+
+def test_what_is_quantized_behind_shifted_channels_is_fitted_to_them(host, tmp_path):
+    model = make_model(tmp_path / "model")
+    shift = ROUND | {"params": {"per": "channel", "number": "float", "input_bits": 6}}
+    gptq = {"method": "quantize.gptq", "params": {"bits": 4, "group_size": 16}}
+    artifact, report = made(model, host, tmp_path, shift, gptq)
+    plain, _ = made(model, host, tmp_path, shift)
+    alone, rows = made(model, host, tmp_path, gptq)
+    assert torch.isfinite(logits(artifact, host)).all()
+    assert apart(model, artifact, host) < 2 * (apart(model, alone, host) + apart(model, plain, host))
+    last = [row["error"] for row in report.layers if row["stage"] == 2]
+    assert sum(last) < 2 * sum(row["error"] for row in rows.layers)
+    with pytest.raises(UserError, match="allowed: put this stage first"):
+        made(model, host, tmp_path, gptq, shift)
