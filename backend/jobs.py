@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from backend.engine import enqueue_generation, enqueue_run, enqueue_task, prepare_queue, workflow_id
 from backend.errors import UserError
+from backend.export import formats, packed_path
 from backend.host import Host
 from backend.identity import run_digest, with_absolute_paths
 from backend.models import facts
@@ -210,6 +211,8 @@ class Jobs:
             self._drop(run_id, row["ticket"])
         files.remove(self.host.artifacts, row["digest"])
         shutil.rmtree(self.host.runs / row["digest"], ignore_errors=True)
+        for form in formats():
+            shutil.rmtree(packed_path(self.host, run_id, form).parent, ignore_errors=True)
 
     def generate(
         self,

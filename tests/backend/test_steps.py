@@ -1,15 +1,23 @@
 """The steps as the child processes call them."""
 
 import os
+import zipfile
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from backend.artifacts import read_parts
 from backend.errors import UserError
+from backend.export import packed_path
+from backend.host import Host
+from backend.parts import combined
 from backend.progress import Update
+from backend.recipe import parse_recipe
 from backend.sampling import printable
-from backend.steps import generate
+from backend.steps import compress, export, generate
 from tests.tiny import make_model
 
 
@@ -74,3 +82,32 @@ def test_an_answer_goes_on_from_the_tokens_that_it_was_given(tmp_path, home) -> 
 
 def test_characters_that_nobody_sees_are_left_out_of_prompts() -> None:
     assert printable("a\x00b\r\nc\td\x1b[31m\ud800é\x85") == "ab\nc\td[31mé"
+
+
+def test_an_export_is_one_file_that_holds_the_folder_and_is_made_once(tmp_path, home) -> None:
+    host = Host.at(home)
+    model = make_model(tmp_path / "model")
+    recipe = parse_recipe(
+        {
+            "model": str(model),
+            "stages": [{"method": "quantize.rtn", "params": {"bits": 4, "group_size": 16}}],
+            "evaluation": {"length": 64},
+        }
+    )
+    digest = "0123456789ab" + "0" * 52
+    compressed = compress(recipe.to_json(), digest, home, lambda update: None)
+    asked = (str(model), digest[:12], compressed["artifact"], "transformers", home, lambda update: None)
+    made = export(*asked)
+    packed = packed_path(host, digest[:12], "transformers")
+    assert made == {"file": "0123456789ab-transformers.zip", "bytes": packed.stat().st_size}
+    with zipfile.ZipFile(packed) as opened:
+        assert opened.testzip() is None
+        opened.extractall(tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "0123456789ab-transformers")
+    linear = again.model.layers[0].mlp.up_proj.weight
+    stored = combined(read_parts(Path(compressed["artifact"]))["model.layers.0.mlp.up_proj"])
+    assert torch.equal(linear.detach(), stored)
+    before = packed.stat().st_mtime_ns
+    assert export(*asked) == made
+    assert packed.stat().st_mtime_ns == before
+    assert [file.name for file in packed.parent.iterdir()] == [packed.name]
