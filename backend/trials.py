@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from backend.artifacts import replace_module
 from backend.checkpoints import Checkpoints
+from backend.errors import UserError
 from backend.evaluate import final_states, logit_slices
 from backend.fisher import sensitivities
 from backend.host import Host
@@ -107,6 +108,11 @@ class Trials:
         """Every linear that a later stage gives the parameter, at each of its values."""
         walk = self._walk
         recipe, plan = walk.recipe, walk.plan
+        if walk.turned:
+            raise UserError(
+                f"stage {self._number}, {self._method}: a stage before it turns the inputs of "
+                f"{min(walk.turned)}, which levels cannot be made on; allowed: before that stage"
+            )
         # Alone and with the usual seed the levels are those of any other recipe, and of the Budget page.
         before = [stage.model_dump(mode="json") for stage in recipe.stages[: self._number - 1]]
         told = [before, recipe.calibration.order, recipe.seed, plan] if before or plan or recipe.seed else []

@@ -5,6 +5,7 @@ import torch
 
 from backend.artifacts import load_model, open_artifact, read_parts
 from backend.checkpoints import Checkpoints
+from backend.errors import UserError
 from backend.levels import Level, build
 from backend.models import facts
 from backend.parts import CompressedLinear, combined
@@ -201,3 +202,10 @@ def test_making_levels_counts_as_the_allocate_stage_alone(setting):
     assert {row["stage"] for row in report.layers} == {2}
     assert report.seconds["stage 1, allocate.fisher"] > report.seconds["stage 2, quantize.rtn"]
     assert report.calibration["samples"] == 4
+
+
+def test_levels_of_turned_inputs_are_refused(setting):
+    trials = setting.trials(FISHER, RTN)
+    trials._walk.turned.add("model.layers.0.mlp.down_proj")
+    with pytest.raises(UserError, match="turns the inputs of model"):
+        trials.choices("bits", (2, 3))
