@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from backend.artifacts import is_whole
 from backend.errors import UserError
 from backend.parts import Part, rebuild
+
+# Before the names of parameters of the model in a file.
+_CHANGED = "="
 
 
 class Checkpoints:
@@ -22,10 +26,20 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(
-        self, label: str, block: int, parts: Mapping[str, tuple[Part, ...]], rows: list[dict[str, Any]]
+        self,
+        label: str,
+        block: int,
+        parts: Mapping[str, tuple[Part, ...]],
+        rows: list[dict[str, Any]],
+        changed: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Keep what the walk `label` made of a block; UserError when the disk is full."""
+        """Keep what the walk `label` made of a block, and `changed` parameters of the model itself.
+
+        UserError when the disk is full.
+        """
         tensors = {"nothing": torch.zeros(0)}
+        for name, tensor in (changed or {}).items():
+            tensors[f"{_CHANGED}{name}"] = tensor.detach().contiguous().cpu()
         described: dict[str, list[dict[str, Any]]] = {}
         for name, pieces in parts.items():
             described[name] = [{"kind": piece.kind, "settings": piece.settings()} for piece in pieces]
@@ -69,6 +83,15 @@ class Checkpoints:
                     for number, piece in enumerate(pieces)
                 )
                 for name, pieces in described.items()
+            }
+
+    def changed(self, label: str, block: int) -> dict[str, Tensor]:
+        """The parameters of the model that the walk changed in a finished block."""
+        with safe_open(self._file(label, block), "pt") as opened:
+            return {
+                key.removeprefix(_CHANGED): opened.get_tensor(key).to(self._device)
+                for key in opened.keys()  # noqa: SIM118 - safe_open is not a mapping
+                if key.startswith(_CHANGED)
             }
 
     def rows(self, label: str, block: int) -> list[dict[str, Any]]:

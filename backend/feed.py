@@ -1,5 +1,6 @@
 """Hidden states of the calibration samples on their way through the blocks."""
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,10 +20,13 @@ _BATCH_TOKENS = 4096
 class Feed:
     """States [samples, length, d] in front of the block at hand, for token ids [samples, length]."""
 
-    def __init__(self, opened: OpenModel, tokens: Tensor, progress: Progress) -> None:
-        self._opened, self._progress = opened, progress
+    def __init__(
+        self, opened: OpenModel, tokens: Tensor, progress: Progress, batch: int | None = None
+    ) -> None:
+        """`batch` is how many samples run at once, by default as many as make some thousand tokens."""
+        self._opened, self._tokens, self._progress = opened, tokens, progress
         self._blocks = blocks_of(opened.model, opened.family)
-        self._batch = max(1, _BATCH_TOKENS // tokens.shape[1])
+        self._batch = batch or max(1, _BATCH_TOKENS // tokens.shape[1])
         self._arguments: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         states = []
         for start in range(0, len(tokens), self._batch):
@@ -30,6 +34,25 @@ class Feed:
             states.append(self._enter(ids))
             progress(Update("embed", start + len(ids), len(tokens)))
         self._states = torch.cat(states)
+
+    @property
+    def states(self) -> Tensor:
+        """States [samples, length, d] in front of the block at hand."""
+        return self._states
+
+    def forked(self) -> "Feed":
+        """Another feed from the same states on."""
+        other = copy.copy(self)
+        other._states = self._states.clone()
+        return other
+
+    def given(self, block: int, samples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model hands to a block beside the states, for so many samples at once."""
+        length = self._states.shape[1]
+        if (samples, length) not in self._arguments:
+            with torch.inference_mode():
+                self._enter(self._tokens[:samples].to(self._opened.device))
+        return self._arguments[samples, length][block]
 
     def observe(self, block: int, gatherer: Gatherer) -> None:
         """Push all samples through a block up to the last input that is wanted."""
@@ -48,7 +71,7 @@ class Feed:
             yield start, self._states[start : start + self._batch]
 
     def _run(self, block: int, batch: Tensor) -> Tensor:
-        positional, named = self._arguments[tuple(batch.shape[:2])][block]
+        positional, named = self.given(block, len(batch))
         out = self._blocks[block](batch, *positional, **named)
         return out[0] if isinstance(out, tuple) else out
 

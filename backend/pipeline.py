@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backend import tuning
 from backend.artifacts import (
     OpenModel,
     dense_tensors,
@@ -164,8 +165,8 @@ class Walk:
             self.progress(Update(stage.method, 0, 1))
             work = Work(
                 self.model, self.tokenizer, self.family, self.tokens, self.plan,
-                self._rng(str(number)), {}, partial(self._survey, stage.method), trials.choices,
-                covers=stage.covers,
+                self.rng(str(number)), {}, partial(self._survey, stage.method), trials.choices,
+                partial(tuning.blocks, self, number, stage), covers=stage.covers,
             )  # fmt: skip
             try:
                 method.fn(work, **method.params.model_validate(stage.params).model_dump())
@@ -188,7 +189,7 @@ class Walk:
             now, rows = self.parts(block), []
             for name in (name for group in self.family.group_names(block) for name in group if name in made):
                 now[name] = (*_inputs(now.get(name, ())), *made[name])
-                rows.append(self._row(name, number, method, now[name], nothing, 0.0))
+                rows.append(self.row(name, number, method, now[name], nothing, 0.0))
                 if any(change.moves for change in _inputs(now[name])):
                     self.turned.add(name)
             self.checkpoints.save(label, block, now, rows)
@@ -212,7 +213,7 @@ class Walk:
             self.progress(Update("compress", block, count, f"block {block + 1} of {count}"))
             finished = self.checkpoints.load(label, block)
             if finished is None:
-                before = self._parts_of(previous, block)
+                before = self.parts_of(previous, block)
                 finished = dict(before)
                 rows: list[dict[str, Any]] = []
                 groups = self.family.group_names(block)
@@ -231,7 +232,7 @@ class Walk:
                 finished = {name: parts for name, parts in finished.items() if parts}
                 self.checkpoints.save(label, block, finished, rows)
             if feeds and block + 1 < count:
-                with self.report.timed("outputs"), self._swapped({} if dense_order else finished):
+                with self.report.timed("outputs"), self.swapped({} if dense_order else finished):
                     feeds.advance(block)
         self.progress(Update("compress", count, count))
         self.report.layers += [row for block in range(count) for row in self.checkpoints.rows(label, block)]
@@ -251,7 +252,7 @@ class Walk:
             self.progress(Update(told, block, count, f"block {block + 1} of {count}"))
             yield block, self._surveyed(block, told, needs, feed)
             if feed and block + 1 < count:
-                with self.report.timed("outputs"), self._swapped(self.parts(block)):
+                with self.report.timed("outputs"), self.swapped(self.parts(block)):
                     feed.advance(block)
 
     def look(self, name: str, told: str, need: Need) -> Layer:
@@ -271,14 +272,12 @@ class Walk:
         layers = []
         for group in groups:
             for name in group:
-                weight, dtype = self._weight(name)
-                rng = self._rng(f"{name}|{told}")
-                layers.append(_layer(name, weight, parts.get(name, ()), found[group[0]], rng, dtype))
+                layers.append(self.layer(name, parts.get(name, ()), found[group[0]], f"{name}|{told}"))
         return layers
 
     def parts(self, block: int) -> dict[str, tuple[Part, ...]]:
         """What the walks so far made of a block's linears."""
-        return self._parts_of(self.latest, block)
+        return self.parts_of(self.latest, block)
 
     def _splits(self, needs: Mapping[str, Need]) -> bool:
         return self.recipe.calibration.order == "true_sequential" and any(
@@ -305,19 +304,28 @@ class Walk:
     ) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
         """What numbered stages make of a linear that so far consists of `parts`; a report row each."""
         methods = discover().methods
-        weight, dtype = self._weight(name)
         rows = []
         for number, stage in stages:
             start = time.perf_counter()
             method = methods[stage.method]
             params = method.params.model_validate(stage.params).model_dump()
-            layer = _layer(name, weight, parts, statistics, self._rng(f"{name}|{number}"), dtype)
+            layer = self.layer(name, parts, statistics, f"{name}|{number}")
             with self.report.timed(f"stage {number}, {stage.method}"):
                 parts = (*_inputs(parts), *method.fn(layer, **params))
-            rows.append(self._row(name, number, stage.method, parts, statistics, time.perf_counter() - start))
+            rows.append(self.row(name, number, stage.method, parts, statistics, time.perf_counter() - start))
         return parts, rows
 
-    def _row(
+    def layer(self, name: str, parts: tuple[Part, ...], statistics: Statistics, told: str) -> Layer:
+        """A linear that consists of `parts`, with a generator seeded by `told`."""
+        weight, dtype = self._weight(name)
+        return _layer(name, weight, parts, statistics, self.rng(told), dtype)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write parameters of the model, named in full, in the type that they have there."""
+        for name, tensor in tensors.items():
+            self.model.get_parameter(name).copy_(tensor)
+
+    def row(
         self,
         name: str,
         number: int,
@@ -327,9 +335,8 @@ class Walk:
         seconds: float,
     ) -> dict[str, Any]:
         """What the report tells of a linear after a stage."""
-        weight, dtype = self._weight(name)
+        made = self.layer(name, parts, statistics, name)
         block, projection = self.family.place(name)
-        made = _layer(name, weight, parts, statistics, self._rng(name), dtype)
         now, kept = made.now, made.kept
         if not bool(torch.isfinite(now).all()):
             raise RuntimeError(f"stage {number}, {method}: {name} came out with NaN or infinite values")
@@ -343,7 +350,7 @@ class Walk:
             "method": method,
             "error": error,
             "error_kind": seen,
-            "bits": bits / weight.numel(),
+            "bits": bits / made.weight.numel(),
             "sparsity": 0.0 if kept is None else 1 - float(kept.float().mean()),
             "rank": sum(part.left.shape[1] for part in parts if isinstance(part, LowRank)),
             "bytes": bits // 8,
@@ -374,7 +381,7 @@ class Walk:
         assert feeds is not None
         with self.report.timed("statistics"):
             with (
-                self._swapped({} if dense_order else inside),
+                self.swapped({} if dense_order else inside),
                 Gatherer(self.model, groups, needs) as gatherer,
             ):
                 feeds.observe(block, gatherer)
@@ -401,7 +408,7 @@ class Walk:
         return all(is_whole(self._cache_file(block, needs)) for block in range(count))
 
     @contextmanager
-    def _swapped(self, parts: Mapping[str, tuple[Part, ...]]) -> Iterator[None]:
+    def swapped(self, parts: Mapping[str, tuple[Part, ...]]) -> Iterator[None]:
         originals = {}
         for name, pieces in parts.items():
             if not pieces:
@@ -416,10 +423,10 @@ class Walk:
             for name, module in originals.items():
                 replace_module(self.model, name, module)
 
-    def _parts_of(self, label: str | None, block: int) -> dict[str, tuple[Part, ...]]:
+    def parts_of(self, label: str | None, block: int) -> dict[str, tuple[Part, ...]]:
         return {} if label is None else self.checkpoints.load(label, block) or {}
 
-    def _rng(self, what: str) -> torch.Generator:
+    def rng(self, what: str) -> torch.Generator:
         seed = hashlib.sha256(f"{self.recipe.seed}|{what}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
 

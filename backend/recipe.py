@@ -258,12 +258,12 @@ def _check_metrics(evaluation: Evaluation) -> None:
 
 def _check_order(stages: tuple[Stage, ...]) -> None:
     _check_plans(stages)
-    _check_transforms(stages)
+    _check_model_wide(stages)
     if all(stage.only is None for stage in stages):
         _check_chain(list(enumerate(stages, start=1)), "")
 
 
-def _check_transforms(stages: tuple[Stage, ...]) -> None:
+def _check_model_wide(stages: tuple[Stage, ...]) -> None:
     methods, changed = discover().methods, ""
     for number, stage in enumerate(stages, start=1):
         found = methods[stage.method]
@@ -271,6 +271,11 @@ def _check_transforms(stages: tuple[Stage, ...]) -> None:
             raise UserError(
                 f"stage {number}, {stage.method}: comes after {changed}, whose weights it would not reach; "
                 "allowed: before every stage that compresses"
+            )
+        if found.kind == "recover" and not changed:
+            raise UserError(
+                f"stage {number}, {stage.method}: there is nothing to tune yet; "
+                "allowed: after a stage that prunes, quantizes or factorizes"
             )
         if found.kind != "transform" and not found.plans:
             changed = changed or f"stage {number}, {stage.method}"

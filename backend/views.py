@@ -122,9 +122,9 @@ class Block:
     biases   [out] float32 of each linear, or None
     inputs   [samples, length, d]: what the compressed blocks before it put out
     targets  [samples, length, d]: what the dense block makes of what the dense blocks before it put out
-    outputs  (states, {linear: x -> y}) -> what the block in float32 makes of states with these functions in
-             place of its linears, each behind the changes that its inputs go through; the others stay as they are.
-             As many states at once as `batch` says, or as many as are left of all samples after such batches
+    outputs  (states, {linear: x -> y}) -> what the block in float32 makes of some samples' states with these
+             functions in place of its linears, each behind the changes that its inputs go through; the other
+             linears are the dense ones
     told     (done, total, words) tells how far the work on this block is
     parts    what the method makes of linears, put there before it asks for the next block
     changed  {parameter of the model: what it becomes}, put there likewise
@@ -153,8 +153,8 @@ class Work:
     layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
     statistics are in memory at a time, so take what is wanted from a layer before the next.
     choices(parameter, values) makes what the later stages make of every linear for each value.
-    blocks(samples, batch) goes through the blocks that are not finished, on that many calibration samples; what
-    a method hands back for a block is kept before the next one comes, and put into the model for it.
+    blocks(samples, batch) goes through the blocks that are not finished, on that many calibration samples;
+    what a method hands back for a block is kept before the next one comes, and put into the model for it.
     """
 
     model: torch.nn.Module

@@ -71,13 +71,13 @@ def made(
 
 
 @torch.inference_mode()
-def logits(model: Path, host: Host) -> Tensor:
-    """Of a folder or an artifact, on IDS."""
+def logits(model: Path, host: Host, ids: Tensor = IDS) -> Tensor:
+    """Of a folder or an artifact."""
     if model.is_dir():
         opened: Any = AutoModelForCausalLM.from_pretrained(model).eval()
     else:
         opened = open_artifact(model, host).model
-    return opened(IDS).logits.double()
+    return opened(ids).logits.double()
 
 
 def apart(model: Path, artifact: Path, host: Host) -> float:
