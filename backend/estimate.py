@@ -247,10 +247,13 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
         ("ratio", lambda p: f"two factors of {p['ratio']:g} of the weight's {value_bits} bits"),
         ("rank", lambda p: f"{value_bits} bits x {p['rank']} x (out + in) per linear"),
     ]
+    planned: dict[str, Any] = {}
     for stage in recipe.stages:
-        if discover().methods[stage.method].plans:
+        if plans := discover().methods[stage.method].plans:
+            planned[plans] = stage.params[plans]
             continue
-        terms += [word(stage.params) for name, word in words if name in stage.params]
+        params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
+        terms += [word(params) for name, word in words if name in params]
     if len(terms) > 1 and "kept" in terms[0] and any("per weight" in term for term in terms[1:]):
         terms[0] = "1 bit mask, codes of kept weights only"
     if any(discover().methods[stage.method].plans for stage in recipe.stages):
@@ -266,7 +269,7 @@ def _codes(params: Mapping[str, Any]) -> str:
     if group is None:
         return f"{bits:g} bits on average + (2 x {SCALE_BITS})/inputs + 8/out per weight"
     shared = "inputs" if group == GROUPED_ROW else group
-    return f"{bits} bits + ({SCALE_BITS}{_zero_term(params)})/{shared} per weight"
+    return f"{bits:g} bits + ({SCALE_BITS}{_zero_term(params)})/{shared} per weight"
 
 
 def _zero_term(params: Mapping[str, Any]) -> str:

@@ -85,6 +85,32 @@ def test_the_bytes_of_a_plan_are_those_of_its_mean(make, host):
     assert "bytes are those of its mean" in planned.formula
 
 
+@pytest.mark.parametrize("method", ["allocate.fisher", "allocate.dp", "allocate.evopress"])
+def test_the_bytes_of_planned_bits_lie_on_the_line_between_whole_bits(make, host, method):
+    gptq = stage("quantize.gptq", bits=8, group_size=16)
+    two, three = (
+        estimate(make(stage("quantize.gptq", bits=bits, group_size=16)), host).packed_bytes for bits in (2, 3)
+    )
+    planned = [estimate(make(stage(method, bits=bits), gptq), host).packed_bytes for bits in (2.0, 2.25, 3.0)]
+    assert planned[0] == two
+    assert planned[1] == pytest.approx(two + (three - two) / 4, abs=14)
+    assert planned[2] == three
+    assert "2.25 bits + " in estimate(make(stage(method, bits=2.25), gptq), host).formula
+
+
+def test_a_search_takes_longer_by_what_it_tries_and_runs(make, host):
+    gptq = stage("quantize.gptq", bits=3, group_size=16)
+
+    def seconds(method, **params):
+        return estimate(make(stage(f"allocate.{method}", **params), gptq), host).seconds
+
+    plain = estimate(make(gptq), host).seconds
+    assert plain < seconds("dp") < seconds("fisher") < seconds("evopress", generations=5)
+    assert seconds("dp") < seconds("dp", reach=3)
+    few, more = seconds("evopress", generations=5), seconds("evopress", generations=50)
+    assert few < more < 10 * few + plain
+
+
 def test_more_calibration_takes_longer_and_history_sets_the_rates(make, host):
     chain = [stage("quantize.gptq", bits=3, group_size=16)]
     first = estimate(make(*chain), host)
