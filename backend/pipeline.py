@@ -243,6 +243,11 @@ class Walk:
 
     def survey(self, told: str, need: Need) -> Iterator[tuple[int, list[Layer]]]:
         """Block by block every linear as it is now with the statistics of its inputs; nothing is changed."""
+        for block, found in self.gathered(told, need):
+            yield block, self._layers(block, told, found)
+
+    def gathered(self, told: str, need: Need) -> Iterator[tuple[int, dict[str, Statistics]]]:
+        """Block by block {linear: statistics of its inputs as they come}; nothing is changed."""
         needs = dict.fromkeys(self.layout.layers, need)
         count = self.layout.blocks
         untouched = self.latest is None
@@ -250,7 +255,7 @@ class Walk:
         feed = None if need == "nothing" or cached else Feed(self.opened, self.tokens, self.progress)
         for block in range(count):
             self.progress(Update(told, block, count, f"block {block + 1} of {count}"))
-            yield block, self._surveyed(block, told, needs, feed)
+            yield block, self._gathered(block, needs, feed)
             if feed and block + 1 < count:
                 with self.report.timed("outputs"), self.swapped(self.parts(block)):
                     feed.advance(block)
@@ -264,16 +269,17 @@ class Walk:
             feed = Feed(self.opened, self.tokens, self.progress)
             for before in range(block):
                 feed.advance(before)
-        return next(layer for layer in self._surveyed(block, told, needs, feed) if layer.name == name)
+        found = self._gathered(block, needs, feed)
+        return next(layer for layer in self._layers(block, told, found) if layer.name == name)
 
-    def _surveyed(self, block: int, told: str, needs: Mapping[str, Need], feed: Feed | None) -> list[Layer]:
-        parts, groups = self.parts(block), self.family.group_names(block)
-        found = self._statistics(block, groups, needs, feed, parts, self.latest is None)
-        layers = []
-        for group in groups:
-            for name in group:
-                layers.append(self.layer(name, parts.get(name, ()), found[group[0]], f"{name}|{told}"))
-        return layers
+    def _gathered(self, block: int, needs: Mapping[str, Need], feed: Feed | None) -> dict[str, Statistics]:
+        groups = self.family.group_names(block)
+        found = self._statistics(block, groups, needs, feed, self.parts(block), self.latest is None)
+        return {name: found[group[0]] for group in groups for name in group}
+
+    def _layers(self, block: int, told: str, found: Mapping[str, Statistics]) -> list[Layer]:
+        parts = self.parts(block)
+        return [self.layer(name, parts.get(name, ()), seen, f"{name}|{told}") for name, seen in found.items()]
 
     def parts(self, block: int) -> dict[str, tuple[Part, ...]]:
         """What the walks so far made of a block's linears."""

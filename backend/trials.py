@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from backend.artifacts import replace_module
 from backend.checkpoints import Checkpoints
-from backend.errors import UserError
 from backend.evaluate import final_states, logit_slices
 from backend.fisher import sensitivities
 from backend.host import Host
 from backend.models import ModelFacts
-from backend.parts import CompressedLinear, combined
+from backend.parts import CompressedLinear, Input, Part, combined
 from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
 from backend.registry import discover
@@ -72,7 +71,7 @@ def fill(walk: "Walk", levels: Mapping[str, tuple[str, ChainOf]], kept: Checkpoi
     missing = [label for label in levels if any(not kept.has(label, block) for block in range(count))]
     if not missing:
         return
-    for block, layers in walk.survey("levels", "gram"):
+    for block, found in walk.gathered("levels", "gram"):
         before = walk.parts(block)
         for done, label in enumerate(missing):
             name, chain = levels[label]
@@ -81,10 +80,8 @@ def fill(walk: "Walk", levels: Mapping[str, tuple[str, ChainOf]], kept: Checkpoi
             if kept.has(label, block):
                 continue
             made, rows = dict(before), []
-            for layer in layers:
-                made[layer.name], told = walk.apply(
-                    layer.name, chain(layer.name), before.get(layer.name, ()), layer.statistics
-                )
+            for linear, statistics in found.items():
+                made[linear], told = walk.apply(linear, chain(linear), before.get(linear, ()), statistics)
                 # Of a chain the last stage tells what is stored.
                 rows += told[-1:]
             kept.save(label, block, {name: parts for name, parts in made.items() if parts}, rows)
@@ -108,11 +105,6 @@ class Trials:
         """Every linear that a later stage gives the parameter, at each of its values."""
         walk = self._walk
         recipe, plan = walk.recipe, walk.plan
-        if walk.turned:
-            raise UserError(
-                f"stage {self._number}, {self._method}: a stage before it turns the inputs of "
-                f"{min(walk.turned)}, which levels cannot be made on; allowed: before that stage"
-            )
         # Alone and with the usual seed the levels are those of any other recipe, and of the Budget page.
         before = [stage.model_dump(mode="json") for stage in recipe.stages[: self._number - 1]]
         told = [before, recipe.calibration.order, recipe.seed, plan] if before or plan or recipe.seed else []
@@ -195,7 +187,7 @@ class Trials:
                     module: Any = walk.model.get_submodule(name)
                     weight = (module.weight.T if walk.family.transposed else module.weight).detach()
                     found[name] = (
-                        [(combined(parts[name]) - weight.float()).to(weight.dtype) for parts in levels]
+                        [(_decoded(parts[name]) - weight.float()).to(weight.dtype) for parts in levels]
                         if name in self._linears
                         else []
                     )
@@ -251,6 +243,14 @@ def _plain(stage: Stage, parameter: str, value: Any) -> dict[str, Any]:
     told: dict[str, Any] = {"method": stage.method, "params": {**stage.params, **given}}
     # A stage on all linears reads as it does in the database of the Budget page.
     return told if stage.only is None else {**told, "only": stage.only}
+
+
+def _decoded(parts: tuple[Part, ...]) -> Tensor:
+    """The weight [out, in] that the parts are to the inputs as they come."""
+    weight = combined(parts)
+    for part in reversed(parts):
+        weight = part.undo(weight) if isinstance(part, Input) else weight
+    return weight
 
 
 def _kl(ours: Tensor, theirs: Tensor) -> float:

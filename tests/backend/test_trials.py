@@ -5,13 +5,13 @@ import torch
 
 from backend.artifacts import load_model, open_artifact, read_parts
 from backend.checkpoints import Checkpoints
-from backend.errors import UserError
 from backend.levels import Level, build
 from backend.models import facts
 from backend.parts import CompressedLinear, combined
 from backend.pipeline import Report, Walk, compress
 from backend.progress import silent
 from backend.recipe import Calibration, parse_recipe
+from backend.registry import discover
 from backend.text import calibration
 from backend.trials import Trials, folder_of
 from tests.tiny import make_model, make_text
@@ -49,7 +49,12 @@ class Setting:
         )  # fmt: skip
         numbered = list(enumerate(recipe.stages, start=1))
         for number in range(1, at):
-            self.walk.blocks(numbered[number - 1 : number])
+            stage = recipe.stages[number - 1]
+            method = discover().methods[stage.method]
+            if method.shape == "work":
+                self.walk.whole(number, stage, method)
+            else:
+                self.walk.blocks([(number, stage)])
         return Trials(self.walk, at, recipe.stages[at - 1].method, numbered[at:])
 
     def artifact(self, *stages, **fields):
@@ -204,8 +209,17 @@ def test_making_levels_counts_as_the_allocate_stage_alone(setting):
     assert report.calibration["samples"] == 4
 
 
-def test_levels_of_turned_inputs_are_refused(setting):
-    trials = setting.trials(FISHER, RTN)
-    trials._walk.turned.add("model.layers.0.mlp.down_proj")
-    with pytest.raises(UserError, match="turns the inputs of model"):
-        trials.choices("bits", (2, 3))
+@pytest.mark.parametrize("transform", ["transform.hadamard", "transform.smoothquant"])
+def test_levels_are_made_of_the_model_as_a_transform_left_it(setting, transform):
+    stages = ({"method": transform}, FISHER, GPTQ)
+    found = setting.trials(*stages, at=2).choices("bits", (2, 3, 8))
+    plan = mixed(found)
+    artifact = setting.artifact(stages[0], GPTQ, plan=found.plan("bits", plan))
+    dense = load_model(facts(setting.model, setting.host), setting.host)
+    stored = read_parts(artifact)
+    sizes = [sum(part.bits for part in stored[name]) // 8 for name in found.linears]
+    assert sizes == [row[level] for row, level in zip(found.bytes, plan, strict=True)]
+    expected = kl(open_artifact(artifact, setting.host), dense, setting.windows()[[0, 2]])
+    assert found.divergence(plan, [0, 2]) == pytest.approx(expected, rel=1e-2)
+    # At 8 bits hardly anything changed, in whatever coordinates the level is stored.
+    assert all(row[2] < 0.01 * row[0] for row in found.predicted())
