@@ -13,7 +13,11 @@
       known = now;
       rests = Date.now() + FOLLOWED.rests;
       const told = await answer.json();
-      if (told.value !== shown) { shown = told.value; props.value = shown; }
+      if (told.value !== shown) {
+        shown = props.value = told.value;
+        // Gradio's watchers are not called for values that a script sets.
+        renewed();
+      }
     } catch (unreachable) { /* The next look tries again. */ }
   });
 }

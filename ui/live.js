@@ -12,7 +12,9 @@ async function look() {
     // An answer that a later look has overtaken would show the past.
     if (!answer.ok || mine !== asked || Date.now() < fresh) return;
     const told = await answer.json();
-    if (LIVE.panel && told.value !== shown) { shown = told.value; props.value = shown; }
+    if (LIVE.panel && told.value !== shown) {
+      shown = props.value = told.value;
+    }
     document.dispatchEvent(new CustomEvent('look', {detail: told.versions}));
     if (LIVE.minds.some(name => told.versions[name] !== versions[name])) {
       versions = told.versions;

@@ -34,14 +34,21 @@ let top_ = 0, left = 0;
 element.addEventListener('scroll', event => {
   if (event.target.matches?.('.rows')) { top_ = event.target.scrollTop; left = event.target.scrollLeft; }
 }, true);
-// What was unfolded stays so. The event does not bubble, so it is caught on its way down.
+// What the reader unfolded stays so. His clicks (and keys, which click) say it: the fold itself also changes when
+// a new value is drawn over the old one.
 const unfolded = new Set();
-element.addEventListener('toggle', event => {
-  if (event.target.id) unfolded[event.target.open ? 'add' : 'delete'](event.target.id);
+element.addEventListener('click', event => {
+  const fold = event.target.closest('summary')?.parentElement;
+  if (fold?.id) unfolded[fold.open ? 'delete' : 'add'](fold.id);
 }, true);
-watch('value', () => {
-  for (const id of unfolded) element.querySelector(`details[id="${id}"]`)?.setAttribute('open', '');
+function renewed() {
+  for (const id of unfolded) {
+    const fold = element.querySelector(`details[id="${CSS.escape(id)}"]`);
+    if (fold && !fold.open) fold.open = true;
+  }
   const rows = element.querySelector('.rows');
   if (rows) { rows.scrollTop = top_; rows.scrollLeft = left; }
   for (const log of element.querySelectorAll('.log')) log.scrollTop = log.scrollHeight;
-});
+}
+// Gradio's watchers are not called for values that a script sets, and for others before they are drawn.
+new MutationObserver(renewed).observe(element, {childList: true, subtree: true, attributes: true, attributeFilter: ['open']});

@@ -134,7 +134,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric_from: int 
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     header = f"<thead><tr>{cells('th', [escape(name) for name in head])}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table class="facts">{header}<tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll" tabindex="0"><table class="facts">{header}<tbody>{body}</tbody></table></div>'
+    )
 
 
 def figures(values: Mapping[str, str]) -> str:

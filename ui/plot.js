@@ -19,5 +19,6 @@ function draw() {
   }
 }
 
+function renewed() { draw(); }
 draw();
 watch(['value', 'selected'], draw);

