@@ -55,15 +55,15 @@ def _scores(params: Mapping[str, Any]) -> int:
     tries=around,
     scores=_scores,
     claim=Claim(
-        "After as many generations, a search from the plan of least predicted KL ends better than one from "
-        "the same bits everywhere",
+        "At 4 bits on average and after as many generations, a search from the plan of least predicted KL "
+        "ends better than one from the same bits everywhere",
         better=(
-            {"method": "allocate.evopress", "params": {"bits": 3.0, "start": "fisher"}},
-            {"method": "quantize.gptq", "params": {"bits": 3}},
+            {"method": "allocate.evopress", "params": {"bits": 4.0, "start": "fisher"}},
+            {"method": "quantize.gptq", "params": {"bits": 4}},
         ),
         worse=(
-            {"method": "allocate.evopress", "params": {"bits": 3.0, "start": "uniform"}},
-            {"method": "quantize.gptq", "params": {"bits": 3}},
+            {"method": "allocate.evopress", "params": {"bits": 4.0, "start": "uniform"}},
+            {"method": "quantize.gptq", "params": {"bits": 4}},
         ),
         metric="divergence.kl",
     ),
