@@ -34,7 +34,8 @@ def blocks(walk: "Walk", number: int, stage: Stage, samples: int, batch: int) ->
             dense.advance(block)
             if not kept.has(label, block):
                 opened = _opened(walk, number, stage, block, dense, inputs)
-                yield opened
+                if opened.layers:
+                    yield opened
                 _keep(walk, number, stage.method, before, opened)
             else:
                 walk.put(kept.changed(label, block))

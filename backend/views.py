@@ -166,6 +166,6 @@ class Work:
     report: dict[str, Any]
     layers: Callable[[Need], Iterator[Layer]]
     choices: Callable[[str, Sequence[Any]], Choices]
-    blocks: Callable[[int, int], Iterator[Block]]
+    blocks: Callable[[int, int], Iterator[Block]] = lambda samples, batch: iter(())
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     covers: Callable[[str], bool] = lambda name: True

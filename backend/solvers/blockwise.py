@@ -65,10 +65,11 @@ def fit(
     """
     with gradients():
         begun = {name: tensor.detach().float().clone() for name, tensor in start.items()}
+        sizes = {name: units[name].detach().float().clone() for name in begun}
         moves = {name: torch.zeros_like(tensor).requires_grad_() for name, tensor in begun.items()}
 
         def values() -> Values:
-            return {name: begun[name] + units[name] * move for name, move in moves.items()}
+            return {name: begun[name] + sizes[name] * move for name, move in moves.items()}
 
         learned, judges = split(samples)
         steps = epochs * math.ceil(len(learned) / batch)

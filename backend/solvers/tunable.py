@@ -59,7 +59,10 @@ def sizes(part: Part) -> dict[str, Tensor]:
 
 def decoder(part: Part) -> Decode:
     """What the part adds to the weight [out, in], from other values of its tensors; codes are read once."""
-    if isinstance(part, Planes) and type(part) is Planes:
+    if not tunable(part):
+        fixed = part.dense()
+        return lambda values: fixed
+    if type(part) is Planes:
         return _of_planes(part)
     if isinstance(part, Grid | Codebook | Float | Mixed):
         return _of_scales(part)
@@ -111,9 +114,6 @@ def _of_scales(part: Grid | Codebook | Float | Mixed) -> Decode:
 
 
 def _of_planes(part: Planes) -> Decode:
-    if part.terms:
-        fixed = part.dense()
-        return lambda values: fixed
     block, kept = (part.tall, part.wide), part.kept()
     planes = torch.stack([blocked(part.bits_of(plane).float(), block) for plane in range(len(part.planes))])
     planes = 2 * planes - 1 if part.signed else planes
