@@ -153,6 +153,11 @@ def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
         phase = f"stage {number}, {stage.method}"
         if tries := methods[stage.method].tries:
             work += [(phase, unit, amount) for unit, amount in _search(recipe, layout, number, tries)]
+        elif passes := methods[stage.method].passes:
+            tokens_passed = passes(stage.params) * recipe.calibration.length
+            work.append(
+                (phase, "pass", float(tokens_passed * sum(rows * inputs for rows, inputs in covered)))
+            )
         elif methods[stage.method].needs == "gram":
             work.append((phase, "solve", float(sum(rows * inputs * inputs for rows, inputs in covered))))
         else:

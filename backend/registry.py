@@ -48,6 +48,7 @@ class Method:
     """One compression method; `shape` says whether it is handed a Layer or the whole Work.
 
     `plans` names the parameter of later stages that it decides for each linear.
+    `passes` counts the passes of a sample through every block, a gradient counting as two more.
     `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
     `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
     `unties` gives the head weights of its own; `inputs` says that it leaves the weights alone.
@@ -71,6 +72,7 @@ class Method:
     inputs: bool = False
     tries: Tries | None = None
     scores: Scores | None = None
+    passes: Scores | None = None
 
     @property
     def summary(self) -> str:
@@ -107,6 +109,7 @@ def method(
     inputs: bool = False,
     tries: Tries | None = None,
     scores: Scores | None = None,
+    passes: Scores | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
@@ -114,6 +117,7 @@ def method(
         fn.__dict__["method"] = {
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
             "keeps": keeps, "unties": unties, "inputs": inputs, "tries": tries, "scores": scores,
+            "passes": passes,
         }  # fmt: skip
         return fn
 
@@ -173,6 +177,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
         facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
+        facts["passes"],
     )  # fmt: skip
 
 

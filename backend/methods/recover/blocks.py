@@ -38,6 +38,7 @@ _HLQ = {"method": "quantize.hlq", "params": {"bits": 2, "group_size": 64}}
 @method(
     paper="arXiv:2510.19482",
     needs="norms",
+    passes=lambda params: 4 * params["samples"] * params["epochs"],
     claim=Claim(
         "Tuning the scales of 2-bit planes block by block loses less, at the same bytes",
         better=(_HLQ, {"method": "recover.blocks"}),

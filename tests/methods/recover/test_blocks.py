@@ -6,6 +6,7 @@ from transformers import AutoTokenizer
 
 from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.errors import UserError
+from backend.estimate import estimate
 from backend.parts import combined
 from backend.text import evaluation
 from tests.methods.models import asked, logits, made
@@ -144,3 +145,13 @@ def test_the_same_recipe_tunes_the_same(host, tmp_path):
 def test_a_model_that_nothing_was_done_to_has_nothing_to_tune(tmp_path):
     with pytest.raises(UserError, match=r"stage 1, recover\.blocks: there is nothing to tune"):
         asked(tmp_path / "model", tmp_path, TUNE)
+
+
+def test_the_estimate_grows_with_samples_and_epochs_and_keeps_the_bytes(host, tmp_path):
+    model = make_model(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    stages = {count: TUNE | {"params": {"samples": 8, "epochs": count}} for count in (10, 100)}
+    plain, short, long = (
+        estimate(asked(model, tmp_path, HLQ, *more), host) for more in ([], [stages[10]], [stages[100]])
+    )
+    assert plain.packed_bytes == short.packed_bytes == long.packed_bytes
+    assert 9 < (long.seconds - plain.seconds) / (short.seconds - plain.seconds) < 11
