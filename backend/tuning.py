@@ -45,6 +45,12 @@ def blocks(walk: "Walk", number: int, stage: Stage, samples: int, batch: int) ->
     else:
         for block in range(count):
             walk.put(kept.changed(label, block))
+    for block in range(count):
+        walk.turned |= {
+            name
+            for name, parts in (kept.load(label, block) or {}).items()
+            if any(isinstance(part, Input) and part.moves for part in parts)
+        }
     walk.report.layers += [row for block in range(count) for row in kept.rows(label, block)]
     walk.latest = label
 

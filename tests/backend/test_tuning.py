@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backend.artifacts import open_artifact, read_parts
+from backend.inputs import Rotated
 from backend.parts import Dense, combined
 from backend.pipeline import compress
 from backend.progress import silent
@@ -196,3 +197,22 @@ def test_progress_inside_a_block_rises_and_can_stop_the_work(host, tmp_path, mod
     with pytest.raises(Stopped):
         run(host, tmp_path, model, HLQ, TUNE, name="b", progress=stop)
     assert not list((tmp_path / "scratch-b").glob("stage-2*"))
+
+
+def test_what_follows_sees_inputs_turned_by_a_part_that_was_handed_back(host, tmp_path, model, watched):
+    def look(work):
+        for block in work.blocks(4, 2):
+            name, layer = next((name, layer) for name, layer in block.layers.items() if "up_proj" in name)
+            turn = Rotated((layer.weight.shape[0], layer.weight.shape[1]))
+            block.parts[name] = (Dense(turn.shape, turn.of_weight(layer.weight)), turn)
+
+    watched(look)
+    first = HLQ | {"only": "*down_proj"}
+    wanda = {"method": "prune.wanda", "params": {"sparsity": 0.1}, "only": "*[pqv]_proj"}
+    artifact, report = run(host, tmp_path, model, first, WATCH, wanda)
+    kinds = {row["layer"]: row["error_kind"] for row in report.layers if row["method"] == "prune.wanda"}
+    assert {name for name, kind in kinds.items() if kind == "output"} == {
+        f"model.layers.{number}.mlp.up_proj" for number in range(3)
+    }
+    assert max(row["error"] for row in report.layers if row["method"] == "prune.wanda") < 0.05
+    assert [part.kind for part in read_parts(artifact)["model.layers.0.mlp.up_proj"]] == ["rotated", "sparse"]
