@@ -74,6 +74,21 @@ def reader(page: Page, address: str, runs: list[str]) -> None:
     page.screenshot(path=FOLDER / "reader.png")
 
 
+def tasting(page: Page, address: str, runs: list[str]) -> None:
+    """A pair of unlabeled answers of the same runs, with the way to join by phone."""
+    page.goto(f"{address}/tasting?runs={','.join(runs)}")
+    page.locator("#taste-prompts textarea").fill(
+        "What is the capital of France, and what is it known for?\n"
+        "Explain in one sentence what a bridge is for.\nWrite two sentences about the sea."
+    )
+    page.get_by_label("Title").fill("Where do you start to notice?")
+    page.locator("#make-tasting").click()
+    expect(page.locator("#ballot [data-ticket]")).to_have_count(4, timeout=PATIENCE)
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=FOLDER / "tasting.png")
+
+
 def layers(page: Page, address: str) -> None:
     """The map of a compensated run, which went through several stages, with a cell chosen."""
     page.goto(f"{address}/?find=eora&order=perplexity")
@@ -111,6 +126,7 @@ def main() -> None:
         papers(page, address)
         compare(page, address, runs)
         reader(page, address, runs)
+        tasting(page, address, runs)
         browser.close()
 
 
