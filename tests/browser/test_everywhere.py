@@ -73,6 +73,8 @@ def settled(page: Page, path: str, filled: bool) -> None:
     if filled:
         last |= {"": "#pareto .point", "queue": "#log-card", "compare": "#numbers", "layers": "#heat .hm"}
     expect(page.locator(last.get(path, ".panel, .lead, .banner")).first).to_be_visible()
+    # A colour on its way from one to the other is neither.
+    page.wait_for_function("document.getAnimations().every(one => !(one instanceof CSSTransition))")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
