@@ -23,10 +23,11 @@ from backend.host import Host
 from backend.models import facts
 from backend.parameters import GROUPED_ROW
 from backend.parts import Part, combined
-from backend.pipeline import Report, Walk
+from backend.pipeline import Walk
 from backend.progress import Progress
 from backend.recipe import Calibration, Recipe, Stage, check_layers, parse_recipe
 from backend.registry import discover
+from backend.report import Report
 from backend.trials import complete, fill, folder_of, label_of
 
 Chain = tuple[dict[str, Any], ...]

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,8 @@ from backend.parts import CompressedLinear, Input, LowRank, Part
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers, planned_stages
 from backend.registry import Method, Need, discover
-from backend.resident import forget_peak, peak_bytes
+from backend.report import Report, relative_error
+from backend.resident import forget_peak
 from backend.statistics import Gatherer, read_statistics, write_statistics
 from backend.text import calibration
 from backend.trials import Trials
@@ -44,32 +43,6 @@ from backend.views import Layer, Statistics, Work
 
 # Which moments a file of statistics holds; another number makes old files of the cache unread.
 _MOMENTS = 3
-
-
-@dataclass
-class Report:
-    """What compressing took and left: a row per linear and stage, seconds per phase, peak resident bytes."""
-
-    device: torch.device
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_bytes: int = 0
-    calibration: dict[str, Any] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        self.peak_bytes = peak_bytes(self.device)
-
-    def told(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {
-            "layers": self.layers, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
-            "calibration": self.calibration,
-        }  # fmt: skip
 
 
 @torch.inference_mode()
@@ -174,7 +147,7 @@ class Walk:
                 trials.restore()
             if method.plans:
                 self.checkpoints.keep_plan(number, self.plan)
-            if not method.plans:
+            else:
                 # Statistics of the model as it was are none of the model as it is now.
                 self.changes.append(stage.model_dump_json())
                 self._keep(number, stage.method, work.parts)
@@ -455,22 +428,3 @@ def _layer(
         weight = change.of_weight(weight)
     own = tuple(part for part in parts if not isinstance(part, Input))
     return Layer(name, weight, own, statistics.through(inputs), rng, dtype)
-
-
-def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple[float, str]:
-    """Squared error of a linear relative to its size, and as seen by what: output, norms or weight.
-
-    output: tr(D C Dᵀ) / tr(W C Wᵀ) with D = W - Ŵ; norms: with the diagonal of C alone; weight: with C = I.
-    """
-    lost, whole = weight - now, weight
-    if statistics.gram is not None:
-        gram = statistics.once("single", lambda: statistics.gram.float())  # type: ignore[union-attr]
-        sizes = [float((m @ gram).mul_(m).sum(dtype=torch.float64)) for m in (lost, whole)]
-        seen = "output"
-    elif statistics.squares is not None:
-        sizes = [float((m.double().square() @ statistics.squares).sum()) for m in (lost, whole)]
-        seen = "norms"
-    else:
-        sizes = [float(m.square().sum(dtype=torch.float64)) for m in (lost, whole)]
-        seen = "weight"
-    return (sizes[0] / sizes[1] if sizes[1] > 0 else math.nan if sizes[0] > 0 else 0.0), seen

@@ -16,10 +16,11 @@ from backend.generate import greedy
 from backend.host import Host
 from backend.models import facts
 from backend.parts import CompressedLinear
-from backend.pipeline import Report, Walk
+from backend.pipeline import Walk
 from backend.progress import Progress, Update
 from backend.recipe import Calibration, check_layers, parse_recipe
 from backend.registry import discover
+from backend.report import Report
 from backend.text import evaluation
 
 WINDOWS, LENGTH = 4, 512

@@ -20,7 +20,7 @@ from backend.host import Host
 from backend.methods.quantize.gptq import gptq
 from backend.models import facts
 from backend.parts import CompressedLinear, combined
-from backend.pipeline import relative_error
+from backend.report import relative_error
 from backend.statistics import Gatherer
 from backend.text import calibration
 from backend.views import Layer, Statistics

@@ -8,10 +8,11 @@ from backend.checkpoints import Checkpoints
 from backend.levels import Level, build
 from backend.models import facts
 from backend.parts import CompressedLinear, combined
-from backend.pipeline import Report, Walk, compress
+from backend.pipeline import Walk, compress
 from backend.progress import silent
 from backend.recipe import Calibration, parse_recipe
 from backend.registry import discover
+from backend.report import Report
 from backend.text import calibration
 from backend.trials import Trials, folder_of
 from tests.tiny import make_model, make_text

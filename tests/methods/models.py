@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from backend.artifacts import open_artifact
 from backend.host import Host
-from backend.pipeline import Report, compress
+from backend.pipeline import compress
 from backend.progress import silent
 from backend.recipe import Recipe, parse_recipe
+from backend.report import Report
 from tests.tiny import make_model, make_text
 
 IDS = torch.arange(48)[None] * 5 % 97 + 4

@@ -81,6 +81,8 @@ def test_later_stages_work_on_the_inputs_as_they_come_turned(host, tmp_path):
         assert any(isinstance(part, Rotated) for part in read_parts(artifact)["model.layers.0.mlp.down_proj"])
         assert torch.isfinite(logits(artifact, host)).all()
     assert errors["eora"] < errors["gptq"] < errors["rtn"]
+    # Wanda prunes by the norms of the turned inputs, which only the Gram matrix tells.
+    assert 0 < errors["wanda"] < 1
 
 
 def test_statistics_behind_a_rotation_are_those_of_the_turned_inputs():

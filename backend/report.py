@@ -1,0 +1,59 @@
+"""What compressing took and left behind, for the run's row and the map of its layers."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.resident import peak_bytes
+from backend.views import Statistics
+
+
+@dataclass
+class Report:
+    """What compressing took and left: a row per linear and stage, seconds per phase, peak resident bytes."""
+
+    device: torch.device
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.peak_bytes = peak_bytes(self.device)
+
+    def told(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            "layers": self.layers, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
+            "calibration": self.calibration,
+        }  # fmt: skip
+
+
+def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple[float, str]:
+    """Squared error of a linear relative to its size, and as seen by what: output, norms or weight.
+
+    output: tr(D C Dᵀ) / tr(W C Wᵀ) with D = W - Ŵ; norms: with the diagonal of C alone; weight: with C = I.
+    """
+    lost, whole = weight - now, weight
+    if statistics.gram is not None:
+        gram = statistics.once("single", lambda: statistics.gram.float())  # type: ignore[union-attr]
+        sizes = [float((m @ gram).mul_(m).sum(dtype=torch.float64)) for m in (lost, whole)]
+        seen = "output"
+    elif statistics.squares is not None:
+        sizes = [float((m.double().square() @ statistics.squares).sum()) for m in (lost, whole)]
+        seen = "norms"
+    else:
+        sizes = [float(m.square().sum(dtype=torch.float64)) for m in (lost, whole)]
+        seen = "weight"
+    return (sizes[0] / sizes[1] if sizes[1] > 0 else math.nan if sizes[0] > 0 else 0.0), seen
