@@ -365,7 +365,7 @@ class CompressedLinear(nn.Module):
         self.out_features, self.in_features = parts[0].shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.dtype = dtype
-        self.inputs = tuple(part for part in parts if isinstance(part, Input))
+        self.inputs = inputs_of(parts)
         self.factors = tuple(part for part in parts if isinstance(part, LowRank) and part.left.numel())
         self.only_factors = all(isinstance(part, LowRank | Input) for part in parts)
         weight = None if packed or self.only_factors else self.decode()
@@ -400,6 +400,19 @@ def combined(parts: tuple[Part, ...]) -> Tensor:
     for part in rest:
         total = total + part.dense()
     return total
+
+
+def inputs_of(parts: tuple[Part, ...]) -> tuple[Input, ...]:
+    """What the parts do to the inputs, in order."""
+    return tuple(part for part in parts if isinstance(part, Input))
+
+
+def before_inputs(parts: tuple[Part, ...]) -> Tensor:
+    """The sum of the parts [out, in] as it meets the inputs as they come; rounding of these is left out."""
+    weight = combined(parts)
+    for change in reversed(inputs_of(parts)):
+        weight = change.undo(weight)
+    return weight
 
 
 def rebuild(kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Part:

@@ -30,7 +30,7 @@ from backend.families import blocks_of
 from backend.feed import Feed
 from backend.host import Host
 from backend.models import ModelFacts, facts
-from backend.parts import CompressedLinear, Input, LowRank, Part
+from backend.parts import CompressedLinear, Input, LowRank, Part, inputs_of
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers, planned_stages
 from backend.registry import Method, Need, discover
@@ -161,9 +161,9 @@ class Walk:
         for block in range(self.layout.blocks):
             now, rows = self.parts(block), []
             for name in (name for group in self.family.group_names(block) for name in group if name in made):
-                now[name] = (*_inputs(now.get(name, ())), *made[name])
+                now[name] = (*inputs_of(now.get(name, ())), *made[name])
                 rows.append(self.row(name, number, method, now[name], nothing, 0.0))
-                if any(change.moves for change in _inputs(now[name])):
+                if any(change.moves for change in inputs_of(now[name])):
                     self.turned.add(name)
             self.checkpoints.save(label, block, now, rows)
             self.report.layers += rows
@@ -290,7 +290,7 @@ class Walk:
             params = method.params.model_validate(stage.params).model_dump()
             layer = self.layer(name, parts, statistics, f"{name}|{number}")
             with self.report.timed(f"stage {number}, {stage.method}"):
-                parts = (*_inputs(parts), *method.fn(layer, **params))
+                parts = (*inputs_of(parts), *method.fn(layer, **params))
             rows.append(self.row(name, number, stage.method, parts, statistics, time.perf_counter() - start))
         return parts, rows
 
@@ -410,10 +410,6 @@ class Walk:
         return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
 
 
-def _inputs(parts: tuple[Part, ...]) -> tuple[Input, ...]:
-    return tuple(part for part in parts if isinstance(part, Input))
-
-
 def _layer(
     name: str,
     weight: Tensor,
@@ -423,7 +419,7 @@ def _layer(
     dtype: torch.dtype,
 ) -> Layer:
     """A linear as its changed inputs meet it: the weight that belongs to them, and their statistics."""
-    inputs = _inputs(parts)
+    inputs = inputs_of(parts)
     for change in inputs:
         weight = change.of_weight(weight)
     own = tuple(part for part in parts if not isinstance(part, Input))

@@ -23,7 +23,7 @@ from backend.evaluate import final_states, logit_slices
 from backend.fisher import sensitivities
 from backend.host import Host
 from backend.models import ModelFacts
-from backend.parts import CompressedLinear, Input, Part, combined
+from backend.parts import CompressedLinear, before_inputs
 from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
 from backend.registry import discover
@@ -187,7 +187,7 @@ class Trials:
                     module: Any = walk.model.get_submodule(name)
                     weight = (module.weight.T if walk.family.transposed else module.weight).detach()
                     found[name] = (
-                        [(_decoded(parts[name]) - weight.float()).to(weight.dtype) for parts in levels]
+                        [(before_inputs(parts[name]) - weight.float()).to(weight.dtype) for parts in levels]
                         if name in self._linears
                         else []
                     )
@@ -243,14 +243,6 @@ def _plain(stage: Stage, parameter: str, value: Any) -> dict[str, Any]:
     told: dict[str, Any] = {"method": stage.method, "params": {**stage.params, **given}}
     # A stage on all linears reads as it does in the database of the Budget page.
     return told if stage.only is None else {**told, "only": stage.only}
-
-
-def _decoded(parts: tuple[Part, ...]) -> Tensor:
-    """The weight [out, in] that the parts are to the inputs as they come."""
-    weight = combined(parts)
-    for part in reversed(parts):
-        weight = part.undo(weight) if isinstance(part, Input) else weight
-    return weight
 
 
 def _kl(ours: Tensor, theirs: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backend.artifacts import replace_module
 from backend.feed import Feed
-from backend.parts import Input
+from backend.parts import Input, inputs_of
 from backend.progress import Update
 from backend.recipe import Stage
 from backend.views import Block, Layer, Statistics
@@ -49,7 +49,7 @@ def blocks(walk: "Walk", number: int, stage: Stage, samples: int, batch: int) ->
         walk.turned |= {
             name
             for name, parts in (kept.load(label, block) or {}).items()
-            if any(isinstance(part, Input) and part.moves for part in parts)
+            if any(change.moves for change in inputs_of(parts))
         }
     walk.report.layers += [row for block in range(count) for row in kept.rows(label, block)]
     walk.latest = label
@@ -66,7 +66,7 @@ def _opened(walk: "Walk", number: int, stage: Stage, block: int, dense: Feed, in
         module = copy.deepcopy(walk.model.get_submodule(prefix)).float()
         for name in (name for group in family.group_names(block) for name in group):
             layers[name] = walk.layer(name, parts.get(name, ()), Statistics(), f"{name}|{number}")
-            changes[name] = tuple(part for part in parts.get(name, ()) if isinstance(part, Input))
+            changes[name] = inputs_of(parts.get(name, ()))
             bias = module.get_submodule(name.removeprefix(f"{prefix}.")).bias
             biases[name] = None if bias is None else bias.detach()
         inputs, targets = inputs.clone(), dense.states.clone()
@@ -103,8 +103,7 @@ def _keep(walk: "Walk", number: int, method: str, before: str | None, opened: Bl
     # A row tells the error of the weight as the changed model has it.
     walk.put(opened.changed)
     for name, made in opened.parts.items():
-        changes = tuple(part for part in now.get(name, ()) if isinstance(part, Input))
-        now[name] = (*changes, *made)
+        now[name] = (*inputs_of(now.get(name, ())), *made)
         rows.append(walk.row(name, number, method, now[name], Statistics(), 0.0))
     walk.checkpoints.save(str(number), opened.number, now, rows, opened.changed)
 

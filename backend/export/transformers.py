@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from backend.artifacts import compressed_modules, load_tokenizer, open_artifact, read_metadata, replace_module
 from backend.errors import UserError
 from backend.host import Host
-from backend.parts import CompressedLinear, combined
+from backend.parts import CompressedLinear, before_inputs
 
 # Merged factors are rounded to the model's type; more than this share of the logits' range is another model.
 _TOLERANCE = 0.1
@@ -45,15 +45,11 @@ def export(artifact: Path, folder: Path, host: Host) -> None:
 
 def _weight(name: str, module: CompressedLinear) -> torch.Tensor:
     """What a plain linear must hold [out, in] to compute the same; UserError where none can."""
-    weight = combined(module.parts)
-    for change in reversed(module.inputs):
-        if not change.keeps_values:
-            raise UserError(
-                f"export: {name} rounds its activations, which a plain folder cannot hold; "
-                "allowed: safetensors"
-            )
-        weight = change.undo(weight)
-    return weight
+    if any(not change.keeps_values for change in module.inputs):
+        raise UserError(
+            f"export: {name} rounds its activations, which a plain folder cannot hold; allowed: safetensors"
+        )
+    return before_inputs(module.parts)
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool) -> nn.Module:

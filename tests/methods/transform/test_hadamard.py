@@ -6,6 +6,7 @@ import torch
 from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.errors import UserError
 from backend.estimate import estimate
+from backend.export import export
 from backend.inputs import Rotated
 from backend.solvers.hadamard import exists, hadamard
 from backend.views import Statistics
@@ -110,3 +111,11 @@ def test_a_turned_model_still_writes(host, tmp_path):
     artifact, _ = made(make_model(tmp_path / "model"), host, tmp_path, TURN, FOUR)
     opened = open_artifact(artifact, host).model
     assert opened.generate(IDS, max_new_tokens=4, do_sample=False).shape == (1, IDS.shape[1] + 4)
+
+
+def test_a_turned_model_exported_as_a_plain_folder_computes_the_same(host, tmp_path):
+    model = normed(make_model(tmp_path / "model"))
+    artifact, _ = made(model, host, tmp_path, TURN)
+    export(artifact, "transformers", tmp_path / "out", host)
+    before, after = logits(model, host), logits(tmp_path / "out", host)
+    assert float((before - after).abs().max()) < 1e-4 * float(before.abs().max())
