@@ -145,6 +145,8 @@ class Walk:
                 method.fn(work, **method.params.model_validate(stage.params).model_dump())
             finally:
                 trials.restore()
+            if work.report:
+                self.report.notes[f"stage {number}, {stage.method}"] = work.report
             if method.plans:
                 self.checkpoints.keep_plan(number, self.plan)
             else:

@@ -16,13 +16,17 @@ from backend.views import Statistics
 
 @dataclass
 class Report:
-    """What compressing took and left: a row per linear and stage, seconds per phase, peak resident bytes."""
+    """What compressing took and left: a row per linear and stage, seconds per phase, peak resident bytes.
+
+    notes   {stage: what its method tells of its work}: words to plain values or lists of them
+    """
 
     device: torch.device
     layers: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     calibration: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -36,7 +40,7 @@ class Report:
         """All of it as plain values."""
         return {
             "layers": self.layers, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
-            "calibration": self.calibration,
+            "calibration": self.calibration, "notes": self.notes,
         }  # fmt: skip
 
 

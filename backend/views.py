@@ -150,6 +150,7 @@ class Work:
     parts maps a linear's name to what the method makes of it, for a method that does so; it may change the
     weights of the model as well, as long as the model goes on computing what it did.
     covers says whether the stage is about a linear.
+    report takes what the run's card tells of the work: words to plain values, or a curve as a list of numbers.
     layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
     statistics are in memory at a time, so take what is wanted from a layer before the next.
     choices(parameter, values) makes what the later stages make of every linear for each value.

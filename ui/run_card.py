@@ -16,7 +16,7 @@ from ui import charts
 from ui.downloads import offers
 from ui.layer_map import ERRORS, final
 from ui.panel import STATES, badge, button, code, link, table, top
-from ui.quantities import TITLES, age, difference, duration, significant, with_error
+from ui.quantities import MISSING, TITLES, age, difference, duration, significant, with_error
 from ui.texts import say
 
 
@@ -39,7 +39,7 @@ def card(jobs: Jobs, run_id: str, points: pd.DataFrame) -> str:
     found = results.measurements(database, [run_id, dense_id] if dense_id else [run_id])
     return (
         f'<div class="panel" id="run-card">{_heading(run)}{_numbers(found, run_id, dense_id, protocol)}'
-        f"{_seconds(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(jobs, run)}"
+        f"{_seconds(run)}{_notes(run)}{_layers(results.layers(database, run_id), run)}{_reproduce(jobs, run)}"
         f"{_log(database, run_id)}</div>"
     )
 
@@ -124,6 +124,21 @@ def _seconds(run: Mapping[str, Any]) -> str:
     told = ", ".join(f"{escape(phase)} {duration(seconds)}" for phase, seconds in longest)
     total = duration(sum(seconds for _, seconds in taken))
     return f'<h4>{say("explore.time")}</h4><p>{total} <span class="note">({told})</span></p>'
+
+
+def _notes(run: Mapping[str, Any]) -> str:
+    """What methods tell of their work, stage by stage."""
+    told = []
+    for stage, notes in (run["report"].get("notes") or {}).items():
+        lines = [(escape(name), escape(_plain(value))) for name, value in notes.items()]
+        told.append(f"<h4>{escape(stage)}</h4>{table((), lines, numeric_from=2)}")
+    return "".join(told)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_plain(one) for one in value) or MISSING
+    return significant(value, 4) if isinstance(value, float) else str(value)
 
 
 def _layers(layers: pd.DataFrame, run: Mapping[str, Any]) -> str:
