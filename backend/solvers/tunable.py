@@ -1,4 +1,8 @@
-"""The float tensors of a stored part as parameters of a graph: codes, masks and bytes stay as they are."""
+"""The tensors of a stored part as parameters of a graph: its floats, and where that is asked for its codes.
+
+Masks, types and bytes stay as they are. A code that moves is a place u on its grid, in steps; what counts is
+round(u), through which gradients pass as if it were u (Efficient-QAT, arXiv 2407.11062, section 3.2).
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,16 +13,22 @@ from torch import Tensor
 
 from backend.floating import Float
 from backend.mixed import Mixed
-from backend.parts import Codebook, Grid, LowRank, Outliers, Part, Sparse
+from backend.parts import Codebook, Grid, LowRank, Outliers, Part, Sparse, pack
 from backend.planes import Planes, blocked, unblocked
 
 # Largest value of a stored type, a little below its end.
 _REACH = 0.999
+# How far from its code a place may begin: rounding gives the code back.
+_WITHIN = 0.49
 Decode = Callable[[Mapping[str, Tensor]], Tensor]
 
 
-def tunable(part: Part) -> dict[str, Tensor]:
-    """The tensors of a part that may move, in float32; none where all is codes."""
+def tunable(part: Part, wanted: Tensor | None = None) -> dict[str, Tensor]:
+    """The tensors of a part that may move, in float32; none where all is codes.
+
+    With the weight [out, in] that the part is `wanted` to be, the codes of a uniform grid are among them, as
+    places [out, in] that round to the codes as they are and lean towards that weight.
+    """
     names: tuple[str, ...] = ()
     if isinstance(part, Grid):
         names = ("scales", "zeros")
@@ -30,22 +40,25 @@ def tunable(part: Part) -> dict[str, Tensor]:
         names = ("values",)
     stored = part.tensors()
     found = {name: stored[name] for name in names if name in stored}
-    return {
+    floats = {
         name: tensor.float().clone()
         for name, tensor in found.items()
         if tensor.is_floating_point() and tensor.numel()
     }
+    if wanted is not None and isinstance(part, Grid):
+        floats["codes"] = _places(part, wanted)
+    return floats
 
 
 def sizes(part: Part) -> dict[str, Tensor]:
     """What a change of one means for each tensor of `tunable`, broadcast to its shape.
 
-    A scale by itself, a zero point by a step of the codes, coefficients of a block by the largest of them,
+    A scale by itself, a zero point and a code by a step, coefficients of a block by the largest of them,
     values and factors by their root mean square.
     """
     found = {}
-    for name, tensor in tunable(part).items():
-        if name == "zeros":
+    for name, tensor in tunable(part, part.dense()).items():
+        if name in ("zeros", "codes"):
             size = torch.ones_like(tensor)
         elif isinstance(part, Planes):
             size = tensor.abs().amax(dim=1, keepdim=True)
@@ -58,7 +71,7 @@ def sizes(part: Part) -> dict[str, Tensor]:
 
 
 def decoder(part: Part) -> Decode:
-    """What the part adds to the weight [out, in], from other values of its tensors; codes are read once."""
+    """What the part adds to the weight [out, in], from other values of its tensors; what is not given stays."""
     if not tunable(part):
         fixed = part.dense()
         return lambda values: fixed
@@ -79,6 +92,11 @@ def retuned(part: Part, values: Mapping[str, Tensor]) -> Part:
     stored = part.tensors()
     rounded: dict[str, Any] = {}
     for name, value in values.items():
+        if name == "codes":
+            assert isinstance(part, Grid)
+            codes, kept = _rounded(value.detach(), part.width), part.kept()
+            rounded["codes"] = pack(codes if kept is None else codes[kept], part.width)
+            continue
         dtype = stored[name].dtype
         reach = torch.finfo(dtype).max * _REACH
         rounded[name] = value.detach().clamp(-reach, reach).to(dtype).contiguous()
@@ -88,6 +106,24 @@ def retuned(part: Part, values: Mapping[str, Tensor]) -> Part:
 def _with(part: Part, values: Mapping[str, Tensor]) -> Part:
     changed: dict[str, Any] = dict(values)
     return dataclasses.replace(part, **changed)
+
+
+def _places(part: Grid, wanted: Tensor) -> Tensor:
+    """Places [out, in] on the grids of a part: its codes, and what `wanted` is away from them, bounded."""
+    scales, zeros = part.scales.float()[..., None], part.zero_points()
+    zero = float(2 ** (part.width - 1)) if zeros is None else zeros.float()[..., None]
+    now, aim = (matrix.T if part.transposed else matrix for matrix in (part.dense(), wanted))
+    codes = (now.reshape(*part.scales.shape, -1) / scales + zero).round()
+    away = ((aim - now).reshape(codes.shape) / scales).clamp(-_WITHIN, _WITHIN)
+    # At the ends of the grid a place has no gradient from beyond.
+    places = (codes + away).clamp(0, 2**part.width - 1).view_as(now)
+    return (places.T if part.transposed else places).contiguous()
+
+
+def _rounded(places: Tensor, width: int) -> Tensor:
+    """The codes that places mean; gradients pass through the rounding within the ends of the grid."""
+    bounded = places.clamp(0, 2**width - 1)
+    return bounded + (bounded.round() - bounded).detach()
 
 
 def _of_scales(part: Grid | Codebook | Float | Mixed) -> Decode:
@@ -103,12 +139,19 @@ def _of_scales(part: Grid | Codebook | Float | Mixed) -> Decode:
     if isinstance(part, Mixed):
         return lambda values: units * values["scales"][:, None]
     grouped = units.view(*part.scales.shape, -1)
+    zeros = None if not isinstance(part, Grid) else part.zero_points()
+    zero = float(2 ** (part.width - 1)) if zeros is None else zeros.float()[..., None]
 
     def decode(values: Mapping[str, Tensor]) -> Tensor:
-        shifted = grouped - values["zeros"][..., None] if floating else grouped
+        steps = grouped
+        if "codes" in values:
+            codes = _rounded(values["codes"], part.width)
+            steps = (codes.T if turned else codes).reshape(grouped.shape) - (0.0 if floating else zero)
+        shifted = steps - values["zeros"][..., None] if floating else steps
         out = (shifted * values["scales"][..., None]).view_as(units)
         out = out.T if turned else out
-        return out * kept if floating and kept is not None else out
+        # Pruned weights decode to zero from their own code, but not from every other.
+        return out if kept is None or not (floating or "codes" in values) else out * kept
 
     return decode
 
