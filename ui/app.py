@@ -53,6 +53,8 @@ PANELS: Mapping[str, live.Panel] = {
     "activity": explore.activity, "picture": explore.picture, "listing": explore.listing,
     "details": explore.details, "queue": queue.overview, "log": queue.log,
 }  # fmt: skip
+# What shows finished runs alone need not be made again while one computes.
+MINDS = {"picture": "results", "listing": "results"}
 # How long an event may wait to be noticed.
 _LOOK_SECONDS = 0.01
 # Pages whose address is a view for a story.
@@ -111,7 +113,7 @@ def launch(
             state_session_capacity=_SESSIONS,
         )
         downloads.serve(demo, jobs.host)
-        live.serve(demo, live.Feed(jobs, PANELS, explore.choices))
+        live.serve(demo, live.Feed(jobs, PANELS, explore.choices, MINDS))
     except OSError as problem:
         raise UserError(say("app.port_taken", port=port, host=name, problem=problem)) from problem
     return address

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -54,16 +55,22 @@ class _Answer:
 class Feed:
     """The answers of all panels, each made anew when the store has changed since, or when it is old.
 
-    `choices` names what the readers of all runs may choose from: its own version grows when that changes.
+    `minds` names the version of the store that a panel hangs on, where that is not every write. `choices` names what the readers of all runs may choose from: its own version grows when that changes.
     """
 
     def __init__(
-        self, jobs: Jobs, panels: Mapping[str, Panel], choices: Callable[[Jobs], str] = lambda jobs: ""
+        self,
+        jobs: Jobs,
+        panels: Mapping[str, Panel],
+        choices: Callable[[Jobs], str] = lambda jobs: "",
+        minds: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._jobs, self._panels, self._choices = jobs, {"": _nothing, **panels}, choices
         self._kept: dict[tuple[str, str], _Answer] = {}
         self._chosen = (-1, "")
-        self._version, self._looked = -1, -_LOOK_SECONDS
+        self._minds = minds
+        self._versions: dict[str, int] = {}
+        self._looked = -_LOOK_SECONDS
         self._lock = threading.Lock()
 
     def answer(self, name: str, query: Mapping[str, str], known: str = "", packs: bool = False) -> Response:
@@ -78,7 +85,7 @@ class Feed:
     ) -> Response | None:
         """The same without looking at the store, if it was looked at just now and nothing had changed."""
         kept, now = self._kept.get(_key(name, query)), time.monotonic()
-        if kept is None or now - self._looked > _LOOK_SECONDS or kept.version != self._version:
+        if kept is None or now - self._looked > _LOOK_SECONDS or kept.version != self._minded(name):
             return None
         return self._response(kept, known, packs) if now - kept.made < _OLDEST_SECONDS else None
 
@@ -96,22 +103,25 @@ class Feed:
         key = _key(name, query)
         # One at a time: fifty readers of a new version are one reading of the store, not fifty.
         with self._lock:
-            versions: dict[str, Any] = results.versions(self._jobs.database)
+            self._versions = versions = results.versions(self._jobs.database)
             kept = self._kept.get(key)
-            now = time.monotonic()
-            self._version, self._looked = versions["all"], now
-            if kept and kept.version == versions["all"] and now - kept.made < _OLDEST_SECONDS:
+            self._looked = now = time.monotonic()
+            minded = self._minded(name)
+            if kept and kept.version == minded and now - kept.made < _OLDEST_SECONDS:
                 return kept
             if self._chosen[0] != versions["results"]:
                 self._chosen = versions["results"], _digest(self._choices(self._jobs).encode())
-            told = {"versions": versions | {"choices": self._chosen[1]}, "value": render(self._jobs, query)}
+            told = {"versions": {**versions, "choices": self._chosen[1]}, "value": render(self._jobs, query)}
             body = json.dumps(told, separators=(",", ":")).encode()
             packed = len(body) > _SMALL
             body = gzip.compress(body, 5, mtime=0) if packed else body
             while len(self._kept) >= _MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = made = _Answer(body, packed, f'"{_digest(body)}"', versions["all"], now)
+            self._kept[key] = made = _Answer(body, packed, f'"{_digest(body)}"', minded, now)
             return made
+
+    def _minded(self, name: str) -> int:
+        return self._versions.get(self._minds.get(name, "all"), -1)
 
 
 def serve(demo: gr.Blocks, feed: Feed) -> None:

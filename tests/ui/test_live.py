@@ -47,6 +47,23 @@ def test_a_panel_is_made_once_until_the_store_changes(feed, rendered, jobs):
     assert sent(feed.answer("one", {}))["value"] == "<b>2</b>"
 
 
+def test_a_panel_of_results_is_not_made_again_for_progress(jobs, rendered):
+    def told(jobs, query):
+        rendered.append(query)
+        return f"<b>{len(rendered)}</b>"
+
+    feed = live.Feed(jobs, {"one": told}, minds={"one": "results"})
+    run = made_up.add_run(jobs.database, made_up.RUNS[0], status="queued")
+    ticket = results.run(jobs.database, run)["ticket"]
+    runs.start_run(jobs.database, run, ticket, "local")
+    first = feed.answer("one", {})
+    runs.report_progress(jobs.database, run, ticket, "local", fraction=0.5)
+    assert results.versions(jobs.database)["all"] > sent(first)["versions"]["all"]
+    assert sent(feed.answer("one", {}))["value"] == sent(first)["value"] == "<b>1</b>"
+    made_up.add_run(jobs.database, made_up.RUNS[1])
+    assert sent(feed.answer("one", {}))["value"] == "<b>2</b>"
+
+
 def test_a_reader_who_has_the_answer_is_sent_nothing(feed, jobs):
     first = feed.answer("one", {})
     again = feed.answer("one", {}, first.headers["ETag"])
