@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backend.artifacts import is_whole
 from backend.errors import UserError
 from backend.parts import Part, rebuild
+from backend.views import Kept
 
 # Before the names of parameters of the model in a file.
 _CHANGED = "="
@@ -46,17 +47,8 @@ class Checkpoints:
             for number, piece in enumerate(pieces):
                 for key, tensor in piece.tensors().items():
                     tensors[f"{name}#{number}.{key}"] = tensor.contiguous().cpu()
-        path = self._file(label, block)
-        temporary = path.with_suffix(".writing")
-        try:
-            save_file(tensors, temporary, {"parts": json.dumps(described), "rows": json.dumps(rows)})
-        except (OSError, SafetensorError) as error:
-            if "No space left" in str(error):
-                raise UserError(
-                    f"the disk is full: block {block + 1} could not be kept; free some space and retry"
-                ) from None
-            raise
-        temporary.replace(path)
+        metadata = {"parts": json.dumps(described), "rows": json.dumps(rows)}
+        self._write(self._file(label, block), tensors, metadata, f"block {block + 1}")
 
     def has(self, label: str, block: int) -> bool:
         """Whether the walk `label` has finished a block."""
@@ -109,6 +101,34 @@ class Checkpoints:
         """The plan as stage `number` left it, or None when it has not finished."""
         path = self._folder / f"plan-{number}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def kept(self, number: int) -> Kept:
+        """What stage `number` leaves for itself in case it is stopped; UserError when the disk is full."""
+        path = self._folder / f"stage-{number}-state.safetensors"
+
+        def load() -> dict[str, Tensor] | None:
+            if not is_whole(path):
+                return None
+            return {name: tensor.to(self._device) for name, tensor in load_file(path).items()}
+
+        def save(tensors: Mapping[str, Tensor]) -> None:
+            whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+            self._write(path, whole, None, f"how far stage {number} is")
+
+        return Kept(load, save)
+
+    @staticmethod
+    def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None, what: str) -> None:
+        temporary = path.with_suffix(".writing")
+        try:
+            save_file(tensors, temporary, metadata)
+        except (OSError, SafetensorError) as error:
+            if "No space left" in str(error):
+                raise UserError(
+                    f"the disk is full: {what} could not be kept; free some space and retry"
+                ) from None
+            raise
+        temporary.replace(path)
 
     def _file(self, label: str, block: int) -> Path:
         return self._folder / f"stage-{label}-block-{block:03d}.safetensors"

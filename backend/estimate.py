@@ -15,7 +15,8 @@ from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW
 from backend.recipe import Recipe, check_layers, parse_recipe
 from backend.registry import Stored, Tries, discover
-from backend.sizes import SCALE_BITS, Matrix, whole_bytes
+from backend.shrink import shrunk
+from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, low_rank_bytes, whole_bytes
 from backend.text import check_text
 
 # Python with torch and transformers, before any model is open.
@@ -59,12 +60,14 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
 
     `history` holds one row per past run and phase: run_id, model, recipe (JSON), phase, seconds, peak_bytes.
     """
-    layout = facts(recipe.model, host)
+    whole = facts(recipe.model, host)
+    layout = shrunk(whole, recipe.stages)
     check_layers(recipe, layout.layers, layout.positions)
     check_text(recipe.evaluation.text, host)
     if _reads_text(recipe):
         check_text(recipe.calibration.text, host)
-    linears, embeddings, rest, dense, value_bits = _sizes(recipe, layout)
+    linears, embeddings, rest, _, value_bits = _sizes(recipe, layout)
+    dense = sum(size for _, size in whole.tensors.values())
     rates, error, peak_error = _learned(history, host)
     seconds = sum(rates[unit] * amount for _, unit, amount in _units(recipe, layout))
     return Estimate(
@@ -201,6 +204,7 @@ def _learned(
             recipe = parse_recipe(str(phases["recipe"].iloc[0]))
             layout = layouts.setdefault(recipe.model, facts(recipe.model, host))
             units = _units(recipe, layout)
+            layout = shrunk(layout, recipe.stages)
         except (UserError, KeyError):
             # A model that has gone, or a recipe of another version: it teaches nothing.
             continue

@@ -22,6 +22,7 @@ class Family:
     final_norm  the norm before the head
     norm_offset what a norm adds to its stored weight: Gemma multiplies by one plus it
     rotates     the residual stream may be turned: RMS norms before each half of a block, and none after
+    free_heads  the configuration gives a head a width of its own, so that a block may have fewer heads
     """
 
     name: str
@@ -35,6 +36,7 @@ class Family:
     final_norm: str = "model.norm"
     norm_offset: float = 0.0
     rotates: bool = False
+    free_heads: bool = False
 
     def group_names(self, block: int) -> list[list[str]]:
         """Full names of the linears of one block, group by group."""
@@ -63,12 +65,16 @@ _LLAMA = (
 
 def _like_llama(name: str) -> Family:
     feeds = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
-    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, rotates=True)
+    return Family(
+        name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, rotates=True, free_heads=True
+    )
 
 
 def _like_gemma(name: str) -> Family:
     feeds = ("input_layernorm", "self_attn.v_proj", "pre_feedforward_layernorm", "mlp.up_proj")
-    return Family(name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, norm_offset=1.0)
+    return Family(
+        name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, norm_offset=1.0, free_heads=True
+    )  # fmt: skip
 
 
 # By `model_type` of the configuration.
@@ -85,6 +91,7 @@ FAMILIES: dict[str, Family] = {
         (("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
         ("model.embed_tokens",),
         rotates=True,
+        free_heads=True,
     ),
     "opt": Family(
         "OPT",

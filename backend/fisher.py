@@ -11,7 +11,7 @@ the sum over its linears. Underestimates where the KL is near 1 and beyond.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -56,6 +56,30 @@ def sensitivities(
     return found
 
 
+def weight_gradients(
+    opened: OpenModel, tokens: Tensor, progress: Progress, scratch: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """Linear by linear (name, d loss / d weight [out, in] float32), the loss that of the next token in nats.
+
+    The mean over the tokens [windows, length]; inputs and gradients of all windows wait in `scratch`, and one
+    weight's gradient is in memory at a time.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    scored = len(tokens) * (tokens.shape[1] - 1)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        for number, ids in enumerate(tokens):
+            progress(Update("gradients", number, len(tokens), f"window {number + 1} of {len(tokens)}"))
+            _record(opened, ids.to(opened.device), None, Path(folder), number)
+        for block in range(len(blocks_of(opened.model, opened.family))):
+            kept = [
+                load_file(Path(folder) / f"{number}-{block}.safetensors") for number in range(len(tokens))
+            ]
+            for name in (name for group in opened.family.group_names(block) for name in group):
+                total = sum(k[f"{name}#g"].float().T @ k[f"{name}#x"].float() for k in kept)
+                assert isinstance(total, Tensor)
+                yield name, (total / scored).to(opened.device)
+
+
 def _cost(change: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> float:
     total, tokens = 0.0, 0
     for x, gradient in seen:
@@ -67,8 +91,13 @@ def _cost(change: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> float:
     return total / 2 / tokens
 
 
-def _record(opened: OpenModel, ids: Tensor, generator: torch.Generator, folder: Path, number: int) -> None:
-    """Inputs and output gradients of every linear on one window, a file a block."""
+def _record(
+    opened: OpenModel, ids: Tensor, generator: torch.Generator | None, folder: Path, number: int
+) -> None:
+    """Inputs and output gradients of every linear on one window, a file a block.
+
+    The labels are drawn from the model's own distribution; without a generator they are the text's.
+    """
     family = opened.family
     names = [
         name
@@ -96,9 +125,12 @@ def _record(opened: OpenModel, ids: Tensor, generator: torch.Generator, folder: 
             # Cloned, for what was made in inference mode cannot be part of a graph.
             states = opened.body(input_ids=ids[None].clone(), use_cache=False).last_hidden_state[0]
             logits = capped(opened.head(states), opened.softcap)
-            with torch.no_grad():
-                odds = torch.softmax(logits.detach(), dim=1).cpu()
-                labels = torch.multinomial(odds, 1, generator=generator)[:, 0].to(logits.device)
+            if generator is None:
+                logits, labels = logits[:-1], ids[1:].clone()
+            else:
+                with torch.no_grad():
+                    odds = torch.softmax(logits.detach(), dim=1).cpu()
+                    labels = torch.multinomial(odds, 1, generator=generator)[:, 0].to(logits.device)
             nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
     finally:
         for handle in (*handles, start):

@@ -27,6 +27,7 @@ from backend.identity import run_digest, with_absolute_paths
 from backend.models import facts
 from backend.recipe import Recipe, check_layers, sentence_of
 from backend.sampling import Sampling, printable
+from backend.shrink import shrunk
 from backend.starter import starter_sweep
 from backend.story import Story
 from backend.sweep import parse_sweep
@@ -330,7 +331,7 @@ class Jobs:
 
     def _check(self, recipe: Recipe) -> str:
         model = facts(recipe.model, self.host)
-        check_layers(recipe, model.layers, model.positions)
+        check_layers(recipe, shrunk(model, recipe.stages).layers, model.positions)
         check_text(recipe.calibration.text, self.host)
         check_text(recipe.evaluation.text, self.host)
         return run_digest(recipe, self.host)

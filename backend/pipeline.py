@@ -28,6 +28,7 @@ from backend.artifacts import (
 from backend.checkpoints import Checkpoints
 from backend.families import blocks_of
 from backend.feed import Feed
+from backend.fisher import weight_gradients
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parts import CompressedLinear, Input, LowRank, Part, inputs_of
@@ -36,8 +37,10 @@ from backend.recipe import Recipe, Stage, check_layers, planned_stages
 from backend.registry import Method, Need, discover
 from backend.report import Report, relative_error
 from backend.resident import forget_peak
+from backend.shrink import shrunk
 from backend.statistics import Gatherer, read_statistics, write_statistics
 from backend.text import calibration
+from backend.training import text_loss
 from backend.trials import Trials
 from backend.views import Layer, Statistics, Work
 
@@ -56,7 +59,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
     with report.timed("load"):
         progress(Update("load", 0, 1, recipe.model))
         layout = facts(recipe.model, host)
-        check_layers(recipe, layout.layers, layout.positions)
+        check_layers(recipe, shrunk(layout, recipe.stages).layers, layout.positions)
         opened = load_model(layout, host)
         progress(Update("load", 1, 1, recipe.model))
     walk = Walk(recipe, layout, opened, host, scratch, progress, report)
@@ -73,7 +76,9 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         walk.blocks(together)
     with report.timed("save"):
         progress(Update("save", 0, 1))
-        parts = {name: part for block in range(layout.blocks) for name, part in walk.parts(block).items()}
+        parts = {
+            name: part for block in range(walk.layout.blocks) for name, part in walk.parts(block).items()
+        }
         config, generation = stored_config(opened.model), stored_generation(opened.model)
         dense = dense_tensors(opened.model, set(parts))
         # The dense linears are not needed any more, and the parts are about to be read back.
@@ -139,7 +144,10 @@ class Walk:
             work = Work(
                 self.model, self.tokenizer, self.family, self.tokens, self.plan,
                 self.rng(str(number)), {}, partial(self._survey, stage.method), trials.choices,
-                partial(tuning.blocks, self, number, stage), covers=stage.covers,
+                partial(tuning.blocks, self, number, stage), covers=stage.covers, layout=self.layout,
+                gradients=partial(self._gradients, stage.method),
+                told=lambda done, total, words: self.progress(Update(stage.method, done, total, words)),
+                loss=partial(text_loss, self), kept=self.checkpoints.kept(number),
             )  # fmt: skip
             try:
                 method.fn(work, **method.params.model_validate(stage.params).model_dump())
@@ -151,7 +159,9 @@ class Walk:
                 self.checkpoints.keep_plan(number, self.plan)
             else:
                 # Statistics of the model as it was are none of the model as it is now.
-                self.changes.append(stage.model_dump_json())
+                self.changes.append(f"{self.recipe.seed} {stage.model_dump_json()}")
+                if method.shrinks:
+                    self.layout = method.shrinks(self.layout, stage.params)
                 self._keep(number, stage.method, work.parts)
             self.progress(Update(stage.method, 1, 1))
 
@@ -234,6 +244,14 @@ class Walk:
             if feed and block + 1 < count:
                 with self.report.timed("outputs"), self.swapped(self.parts(block)):
                     feed.advance(block)
+
+    def _gradients(self, told: str, samples: int) -> Iterator[tuple[Layer, Tensor]]:
+        scratch = self.host.cache / "gradients"
+        tokens = self.tokens[:samples]
+        for name, gradient in weight_gradients(self.opened, tokens, self.progress, scratch):
+            block, _ = self.family.place(name)
+            parts = self.parts(block).get(name, ())
+            yield self.layer(name, parts, Statistics(), f"{name}|{told}"), gradient
 
     def look(self, name: str, told: str, need: Need) -> Layer:
         """One linear of the untouched model with the statistics of its inputs."""

@@ -264,9 +264,22 @@ def _check_order(stages: tuple[Stage, ...]) -> None:
 
 
 def _check_model_wide(stages: tuple[Stage, ...]) -> None:
-    methods, changed = discover().methods, ""
+    methods, changed, before = discover().methods, "", ""
     for number, stage in enumerate(stages, start=1):
         found = methods[stage.method]
+        if found.shrinks:
+            if before:
+                raise UserError(
+                    f"stage {number}, {stage.method}: comes after {before}, which saw another model; "
+                    "allowed: before every stage that does not make the model itself smaller"
+                )
+            if stage.only:
+                raise UserError(
+                    f"stage {number}, {stage.method}: only is '{stage.only}', but the whole model is made "
+                    "smaller; allowed: no only"
+                )
+            continue
+        before = before or f"stage {number}, {stage.method}"
         if found.kind == "transform" and changed:
             raise UserError(
                 f"stage {number}, {stage.method}: comes after {changed}, whose weights it would not reach; "
@@ -312,7 +325,7 @@ def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
         found = discover().methods[stage.method]
         where = f"stage {number}, {stage.method}{layer}"
         rank = _ORDER.get(found.kind)
-        if rank is None or found.inputs:
+        if rank is None or found.inputs or found.shrinks:
             continue
         later = [other for other in seen if _ORDER[other.kind] > rank]
         if later:

@@ -26,6 +26,8 @@ Stored = Callable[[Matrix, Mapping[str, Any]], int]
 Keeps = Callable[[int, int, Mapping[str, Any]], int]
 Tries = Callable[[Mapping[str, Any]], Sequence[Any]]
 Scores = Callable[[Mapping[str, Any]], int]
+# (layout of a model, parameters) -> the layout that is left
+Shrinks = Callable[[Any, Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Method:
     `passes` counts the passes of a sample through every block, a gradient counting as two more.
     `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
     `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
+    `shrinks` says what layout is left by a method that makes the model itself smaller.
     `unties` gives the head weights of its own; `inputs` says that it leaves the weights alone.
     `stored` counts the bytes of what replaces a linear's values, from its shape and the parameters alone.
     """
@@ -73,6 +76,7 @@ class Method:
     tries: Tries | None = None
     scores: Scores | None = None
     passes: Scores | None = None
+    shrinks: Shrinks | None = None
 
     @property
     def summary(self) -> str:
@@ -110,6 +114,7 @@ def method(
     tries: Tries | None = None,
     scores: Scores | None = None,
     passes: Scores | None = None,
+    shrinks: Shrinks | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
@@ -117,7 +122,7 @@ def method(
         fn.__dict__["method"] = {
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
             "keeps": keeps, "unties": unties, "inputs": inputs, "tries": tries, "scores": scores,
-            "passes": passes,
+            "passes": passes, "shrinks": shrinks,
         }  # fmt: skip
         return fn
 
@@ -177,7 +182,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
         facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
-        facts["passes"],
+        facts["passes"], facts["shrinks"],
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def _opened(walk: "Walk", number: int, stage: Stage, block: int, dense: Feed, in
         for name, linear in linears.items():
             short = name.removeprefix(f"{prefix}.")
             originals[short] = module.get_submodule(short)
-            replace_module(module, short, _Standin(changes[name], linear))
+            replace_module(module, short, Standin(changes[name], linear))
         try:
             out = module(states.float(), *positional, **named)
         finally:
@@ -108,7 +108,7 @@ def _keep(walk: "Walk", number: int, method: str, before: str | None, opened: Bl
     walk.checkpoints.save(str(number), opened.number, now, rows, opened.changed)
 
 
-class _Standin(nn.Module):
+class Standin(nn.Module):
     """A function in place of a linear, behind what its inputs go through."""
 
     def __init__(self, changes: tuple[Input, ...], linear: Callable[[Tensor], Tensor]) -> None:

@@ -142,6 +142,14 @@ class Block:
     changed: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Tensors by name that a stage leaves for itself in case it is stopped; None where it left none."""
+
+    load: Callable[[], dict[str, Tensor] | None]
+    save: Callable[[Mapping[str, Tensor]], None]
+
+
 @dataclass
 class Work:
     """A whole model in the hands of a method that changes more than single linears.
@@ -149,13 +157,19 @@ class Work:
     plan maps a linear's name to parameters that are laid over those of later stages.
     parts maps a linear's name to what the method makes of it, for a method that does so; it may change the
     weights of the model as well, as long as the model goes on computing what it did.
-    covers says whether the stage is about a linear.
-    report takes what the run's card tells of the work: words to plain values, or a curve as a list of numbers.
+    covers says whether the stage is about a linear; layout tells the model's shapes as it is (ModelFacts).
+    report takes what the run's card tells of the work: words to plain values, or lists of numbers.
     layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
     statistics are in memory at a time, so take what is wanted from a layer before the next.
     choices(parameter, values) makes what the later stages make of every linear for each value.
+    gradients(samples) goes through all linears with the gradient [out, in] float32 of the next token's mean
+    loss, in nats, on that many calibration samples.
+    told(done, total, words) tells how far the work is.
     blocks(samples, batch) goes through the blocks that are not finished, on that many calibration samples;
     what a method hands back for a block is kept before the next one comes, and put into the model for it.
+    loss() gives (token ids [samples, length], {linear: weight [out, in]}) -> nats of the next token, for
+    gradients: of a float32 copy of the model as it is, with these weights in place.
+    kept holds what the method saved before it was stopped.
     """
 
     model: torch.nn.Module
@@ -170,3 +184,8 @@ class Work:
     blocks: Callable[[int, int], Iterator[Block]] = lambda samples, batch: iter(())
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     covers: Callable[[str], bool] = lambda name: True
+    loss: Callable[[], Callable[[Tensor, Mapping[str, Tensor]], Tensor]] | None = None
+    kept: Kept = Kept(lambda: None, lambda tensors: None)
+    layout: Any = None
+    gradients: Callable[[int], Iterator[tuple[Layer, Tensor]]] = lambda samples: iter(())
+    told: Callable[[int, int, str], None] = lambda done, total, words: None

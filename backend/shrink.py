@@ -1,0 +1,251 @@
+"""Make a model itself smaller: fewer blocks, or fewer attention heads and MLP channels in each.
+
+What is left is an ordinary model of its family with a smaller configuration, which every later stage, the
+artifact and any other program take as it is. The width is the same in every block, since a configuration has
+one number for it. A layout tells the shapes without a weight being read, for the estimate.
+"""
+
+import copy
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backend.errors import UserError
+from backend.families import Family, blocks_of
+from backend.models import ModelFacts
+from backend.recipe import Stage
+from backend.registry import discover
+
+# What the configuration of a `model_type` calls its number of MLP channels, where that is its own word.
+_CHANNELS = {"opt": "ffn_dim", "gpt2": "n_inner"}
+
+
+def shrunk(layout: ModelFacts, stages: Iterable[Stage]) -> ModelFacts:
+    """The layout that the structured stages of a recipe leave; UserError where they ask for too much."""
+    for stage in stages:
+        if shrinks := discover().methods[stage.method].shrinks:
+            layout = shrinks(layout, stage.params)
+    return layout
+
+
+def without_blocks(layout: ModelFacts, count: int, where: str) -> ModelFacts:
+    """A layout with so many blocks less; UserError when none would be left."""
+    left = layout.blocks - count
+    if left < 1:
+        raise UserError(f"{where}: blocks is {count}; this model has {layout.blocks}, and one must stay")
+
+    def stays(name: str) -> bool:
+        prefix = f"{layout.family.blocks}."
+        return not name.startswith(prefix) or int(name.removeprefix(prefix).split(".", 1)[0]) < left
+
+    return replace(
+        layout,
+        layers={name: shape for name, shape in layout.layers.items() if stays(name)},
+        tensors={name: told for name, told in layout.tensors.items() if stays(name)},
+    )
+
+
+def drop_blocks(model: Any, family: Family, dropped: Collection[int]) -> None:
+    """Take blocks out of a model; those behind them move up, with their places in the key-value cache."""
+    blocks = blocks_of(model, family)
+    kept = [number for number in range(len(blocks)) if number not in dropped]
+    parent, _, child = family.blocks.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.ModuleList(blocks[number] for number in kept))
+    for place, number in enumerate(kept):
+        for module in blocks[number].modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = place
+    config = model.config
+    if isinstance(getattr(config, "layer_types", None), list):
+        config.layer_types = [config.layer_types[number] for number in kept]
+    config.num_hidden_layers = len(kept)
+
+
+def heads_of(layout: ModelFacts) -> int:
+    """Number of key-value heads of a block, each with the query heads that share it; 0 where none can go."""
+    return int(layout.config.get("num_key_value_heads") or layout.config.get("num_attention_heads") or 0) * (
+        layout.family.free_heads
+    )
+
+
+def channels_of(layout: ModelFacts) -> int:
+    """Number of MLP channels of a block."""
+    return layout.layers[layout.family.group_names(0)[3][0]][1]
+
+
+def narrower(layout: ModelFacts, heads: int, channels: int) -> ModelFacts:
+    """A layout with so many key-value heads and MLP channels in every block."""
+    family, layers, tensors = layout.family, dict(layout.layers), dict(layout.tensors)
+    shares = {3: (channels_of(layout), channels)}
+    if heads_of(layout):
+        shares[1] = (heads_of(layout), heads)
+    for block in range(layout.blocks):
+        groups = family.group_names(block)
+        for number, (before, after) in shares.items():
+            for name in groups[number - 1]:
+                rows, inputs = layers[name]
+                layers[name] = rows * after // before, inputs
+            for name in groups[number]:
+                rows, inputs = layers[name]
+                layers[name] = rows, inputs * after // before
+    for name, (rows, inputs) in layers.items():
+        (shape, size), bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+        now = (inputs, rows) if family.transposed else (rows, inputs)
+        tensors[f"{name}.weight"] = now, size * math.prod(now) // math.prod(shape)
+        if bias is not None:
+            tensors[f"{name}.bias"] = (rows,), bias[1] * rows // math.prod(bias[0])
+    config = {**layout.config, _channels_name(layout.config): channels}
+    if heads_of(layout):
+        config |= _head_counts(layout.config, heads)
+    return replace(layout, layers=layers, tensors=tensors, config=config)
+
+
+def units_of(model: Any, family: Family) -> tuple[int, int]:
+    """(key-value heads, MLP channels) of a block of a model; 0 heads where none can go."""
+    wide = _weight(model, family, family.group_names(0)[3][0]).shape[1]
+    return (_kv_heads(model.config) if family.free_heads else 0), wide
+
+
+def unit_sums(
+    model: Any, family: Family, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Sums over the members of each unit: [blocks][key-value heads] and [blocks][MLP channels], float64.
+
+    rows, columns   {linear: one number for each row [out], for each input [in]}
+    """
+    heads, channels = units_of(model, family)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for block in range(len(blocks_of(model, family))):
+        groups = family.group_names(block)
+        for number, units in ((1, heads), (3, channels)):
+            if not units:
+                continue
+            consumer = groups[number][0]
+            inputs = len(columns[consumer])
+            total = columns[consumer].double().view(units, -1).sum(dim=1)
+            for name in groups[number - 1]:
+                each = rows[name].double()
+                for start, width in _pieces(len(each), inputs, units, len(groups[number - 1])):
+                    total = total + each[start : start + width].view(units, -1).sum(dim=1)
+            found[number // 2].append(total)
+    return found
+
+
+def keep_units(
+    model: Any, family: Family, heads: Sequence[Sequence[int]], channels: Sequence[Sequence[int]]
+) -> None:
+    """Leave the given key-value heads and MLP channels of each block; where one list is empty, all of them.
+
+    heads, channels     [blocks] numbers in ascending order, equally many for every block
+    """
+    config = model.config
+    there = units_of(model, family)
+    for block in range(len(blocks_of(model, family))):
+        groups = family.group_names(block)
+        for number, kept, units in ((1, heads, there[0]), (3, channels, there[1])):
+            if kept:
+                _cut(model, family, groups[number - 1], groups[number][0], kept[block], units)
+    if heads:
+        for name, value in _head_counts(config.to_dict(), len(heads[0])).items():
+            setattr(config, name, value)
+        _tell_heads(model, family)
+    if channels:
+        setattr(config, _channels_name(config.to_dict()), len(channels[0]))
+
+
+def _cut(
+    model: nn.Module, family: Family, producers: Sequence[str], consumer: str, kept: Sequence[int], units: int
+) -> None:
+    """Leave some of so many units: rows of what makes them, columns of what takes them."""
+    wanted = torch.tensor(list(kept), dtype=torch.long)
+    inputs = _weight(model, family, consumer).shape[1]
+    for name in producers:
+        rows = _weight(model, family, name).shape[0]
+        pieces = _pieces(rows, inputs, units, len(producers))
+        numbers = [start + _spread(wanted, width // units) for start, width in pieces]
+        _leave(model, family, name, 0, torch.cat(numbers))
+    _leave(model, family, consumer, 1, _spread(wanted, inputs // units))
+
+
+def _pieces(rows: int, inputs: int, units: int, producers: int) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of each thing that one linear makes for the consumer with so many inputs.
+
+    A fused linear makes several: queries, as many as the inputs, then keys and values, equally many of each;
+    or gate and up.
+    """
+    widths = [rows]
+    if producers == 1 and rows > inputs:
+        gated = units == inputs
+        widths = [inputs, inputs] if gated else [inputs, (rows - inputs) // 2, (rows - inputs) // 2]
+    start = 0
+    for width in widths:
+        yield start, width
+        start += width
+
+
+def _spread(units: Tensor, size: int) -> Tensor:
+    """Numbers of all members of units that consist of `size` neighbours each."""
+    return (units[:, None] * size + torch.arange(size)).reshape(-1)
+
+
+def _weight(model: nn.Module, family: Family, name: str) -> Tensor:
+    """The weight [out, in] of a linear."""
+    module: Any = model.get_submodule(name)
+    stored: Tensor = module.weight
+    return stored.T if family.transposed else stored
+
+
+def _leave(model: nn.Module, family: Family, name: str, axis: int, numbers: Tensor) -> None:
+    """Keep some rows (axis 0, with their biases) or columns (axis 1) of a linear."""
+    module: Any = model.get_submodule(name)
+    numbers = numbers.to(module.weight.device)
+    kept = module.weight.detach().index_select(1 - axis if family.transposed else axis, numbers)
+    module.weight = nn.Parameter(kept.contiguous(), requires_grad=False)
+    if axis == 0 and module.bias is not None:
+        module.bias = nn.Parameter(module.bias.detach()[numbers].contiguous(), requires_grad=False)
+    rows, inputs = _weight(model, family, name).shape
+    for told, value in (("out_features", rows), ("in_features", inputs), ("nf", rows), ("nx", inputs)):
+        if hasattr(module, told):
+            setattr(module, told, value)
+
+
+def _tell_heads(model: Any, family: Family) -> None:
+    """Attention modules keep numbers of their own, made when they were built."""
+    fresh = type(model)._from_config(_one_block(model.config), dtype=model.dtype)
+    made = dict(blocks_of(fresh, family)[0].named_modules())
+    for block in blocks_of(model, family):
+        for name, module in block.named_modules():
+            for told, value in vars(made[name]).items():
+                if isinstance(value, int) and told != "layer_idx" and hasattr(module, told):
+                    setattr(module, told, value)
+
+
+def _one_block(config: Any) -> Any:
+    small = copy.deepcopy(config)
+    small.num_hidden_layers = 1
+    if isinstance(getattr(small, "layer_types", None), list):
+        small.layer_types = small.layer_types[:1]
+    small.vocab_size = 8
+    small.pad_token_id = None
+    return small
+
+
+def _kv_heads(config: Any) -> int:
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def _head_counts(config: Mapping[str, Any], heads: int) -> dict[str, int]:
+    """What a configuration says of so many key-value heads; the width of a head stays."""
+    queries = int(config["num_attention_heads"])
+    before = int(config.get("num_key_value_heads") or queries)
+    width = config.get("head_dim") or config["hidden_size"] // queries
+    told = {"num_attention_heads": queries // before * heads, "head_dim": int(width)}
+    return told | ({"num_key_value_heads": heads} if "num_key_value_heads" in config else {})
+
+
+def _channels_name(config: Mapping[str, Any]) -> str:
+    return _CHANNELS.get(str(config["model_type"]), "intermediate_size")
