@@ -12,7 +12,7 @@ import pandas as pd
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
-from backend.parameters import GROUPED_ROW
+from backend.parameters import GROUPED_ROW, PLAIN_BITS
 from backend.recipe import Recipe, check_layers, parse_recipe
 from backend.registry import Stored, Tries, discover
 from backend.shrink import shrunk
@@ -37,7 +37,8 @@ _FEWEST_RUNS = 3
 @dataclass(frozen=True)
 class Estimate:
     """Bytes are counted exactly as the artifact will store them, unless a plan decides each linear's share:
-    then they are those of its mean. Seconds and peak memory are predictions.
+    then they are those of its mean; factors that stop at a share of the energy weigh at most that much.
+    Seconds and peak memory are predictions.
 
     seconds_error   median relative error of such predictions for the past runs on this machine, or None
     peak_error      the same of the peak memory while compressing
@@ -121,7 +122,7 @@ def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits:
             matrix = Matrix(rows, inputs, kept, value_bits)
             grid = _between(stored, matrix, params) if between else stored(matrix, params)
         if "rank" in params:
-            factors += min(params["rank"], rows, inputs) * (rows + inputs) * value_bits // 8
+            factors += low_rank_bytes(Matrix(rows, inputs, kept, value_bits), params)
     mask = whole_bytes(count) if pruned else 0
     return (grid if quantized else kept * value_bits // 8) + mask + factors
 
@@ -203,8 +204,8 @@ def _learned(
         try:
             recipe = parse_recipe(str(phases["recipe"].iloc[0]))
             layout = layouts.setdefault(recipe.model, facts(recipe.model, host))
-            units = _units(recipe, layout)
             layout = shrunk(layout, recipe.stages)
+            units = _units(recipe, layout)
         except (UserError, KeyError):
             # A model that has gone, or a recipe of another version: it teaches nothing.
             continue
@@ -254,7 +255,7 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
         ("table", lambda p: f"codes into {p['table']} + a scale for each {p['group_size']} weights"),
         ("outliers", lambda p: f"{p['outliers']:g} of the weights at {value_bits} + 16 bits"),
         ("ratio", lambda p: f"two factors of {p['ratio']:g} of the weight's {value_bits} bits"),
-        ("rank", lambda p: f"{value_bits} bits x {p['rank']} x (out + in) per linear"),
+        ("rank", lambda p: _factors(p, value_bits)),
     ]
     planned: dict[str, Any] = {}
     for stage in recipe.stages:
@@ -279,6 +280,13 @@ def _codes(params: Mapping[str, Any]) -> str:
         return f"{bits:g} bits on average + (2 x {SCALE_BITS})/inputs + 8/out per weight"
     shared = "inputs" if group == GROUPED_ROW else group
     return f"{bits:g} bits + ({SCALE_BITS}{_zero_term(params)})/{shared} per weight"
+
+
+def _factors(params: Mapping[str, Any], value_bits: int) -> str:
+    bits = params.get("factor_bits", PLAIN_BITS)
+    each = f"{value_bits}" if bits == PLAIN_BITS else f"({bits} + {SCALE_BITS + bits}/{FACTOR_GROUP})"
+    upto = "at most " if params.get("energy", 1.0) < 1 else ""
+    return f"{upto}{each} bits x {params['rank']} x (out + in) per linear"
 
 
 def _zero_term(params: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 GROUPED_ROW = -1
+# Factors of so many bits are values in the model's own type.
+PLAIN_BITS = 16
 
 
 def _whole_row_or_positive(size: int) -> int:
@@ -27,6 +29,13 @@ Pattern = Annotated[
 ]
 Rank = Annotated[
     int, Field(ge=0, le=4096, description="Rank of the two factors, cut to the smaller side of a layer")
+]
+FactorBits = Annotated[
+    Literal[4, 8, 16], Field(description="Bits of a value of the factors; 16 is the model's own type")
+]
+Energy = Annotated[
+    float,
+    Field(gt=0.0, le=1.0, description="Rank goes up until this share of the error's energy is repaired"),
 ]
 Damping = Annotated[
     float, Field(ge=0.0, le=1.0, description="Share of the mean diagonal added to the Hessian")

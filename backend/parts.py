@@ -19,6 +19,7 @@ from backend.parameters import GROUPED_ROW
 KINDS: dict[str, type["Part"]] = {}
 # Kinds in files of their own: one is imported when a stored part of its kind is opened.
 ELSEWHERE = {
+    "codedfactors": "backend.factors",
     "float": "backend.floating",
     "rotated": "backend.inputs",
     "rounded": "backend.inputs",
@@ -296,9 +297,26 @@ class Outliers(Part):
         return out
 
 
-@dataclass(frozen=True, eq=False)
-class LowRank(Part):
+class Factors(Part):
     """B A with B [out, rank] and A [rank, in], applied beside the other parts, never merged into them."""
+
+    @abstractmethod
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B and A as they are stored, or decoded in float32."""
+
+    @property
+    def rank(self) -> int:
+        """How many columns B has."""
+        return self.factors()[0].shape[1]
+
+    def dense(self) -> Tensor:
+        left, right = self.factors()
+        return left.float() @ right.float()
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Factors):
+    """Two factors in the model's type."""
 
     left: Tensor
     right: Tensor
@@ -309,8 +327,8 @@ class LowRank(Part):
         shape = (left.shape[0], right.shape[1])
         return cls(shape, left=left.to(dtype).contiguous(), right=right.to(dtype).contiguous())
 
-    def dense(self) -> Tensor:
-        return self.left.float() @ self.right.float()
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.left, self.right
 
 
 class Input(Part):
@@ -366,15 +384,21 @@ class CompressedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.dtype = dtype
         self.inputs = inputs_of(parts)
-        self.factors = tuple(part for part in parts if isinstance(part, LowRank) and part.left.numel())
-        self.only_factors = all(isinstance(part, LowRank | Input) for part in parts)
+        self.factors = tuple(part for part in parts if isinstance(part, Factors) and part.rank)
+        self.only_factors = all(isinstance(part, Factors | Input) for part in parts)
+        self.thin = None if packed else self.decode_factors()
         weight = None if packed or self.only_factors else self.decode()
         self.weight: Tensor | None
         self.register_buffer("weight", weight, persistent=False)
 
     def decode(self) -> Tensor:
         """The sum of all parts but the low-rank ones [out, in], rounded to the model's type."""
-        return combined(tuple(part for part in self.parts if not isinstance(part, LowRank))).to(self.dtype)
+        return combined(tuple(part for part in self.parts if not isinstance(part, Factors))).to(self.dtype)
+
+    def decode_factors(self) -> list[tuple[Tensor, Tensor]]:
+        """B and A of the low-rank parts, rounded to the model's type."""
+        found = [part.factors() for part in self.factors]
+        return [(left.to(self.dtype), right.to(self.dtype)) for left, right in found]
 
     def forward(self, x: Tensor) -> Tensor:
         for change in self.inputs:
@@ -383,8 +407,8 @@ class CompressedLinear(nn.Module):
             y = x.new_zeros(self.out_features) if self.bias is None else self.bias
         else:
             y = functional.linear(x, self.decode() if self.weight is None else self.weight, self.bias)
-        for factor in self.factors:
-            y = y + functional.linear(functional.linear(x, factor.right), factor.left)
+        for left, right in self.decode_factors() if self.thin is None else self.thin:
+            y = y + functional.linear(functional.linear(x, right), left)
         return y
 
     @property

@@ -31,7 +31,7 @@ from backend.feed import Feed
 from backend.fisher import weight_gradients
 from backend.host import Host
 from backend.models import ModelFacts, facts
-from backend.parts import CompressedLinear, Input, LowRank, Part, inputs_of
+from backend.parts import CompressedLinear, Factors, Input, Part, inputs_of
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers, planned_stages
 from backend.registry import Method, Need, discover
@@ -351,7 +351,7 @@ class Walk:
             "error_kind": seen,
             "bits": bits / made.weight.numel(),
             "sparsity": 0.0 if kept is None else 1 - float(kept.float().mean()),
-            "rank": sum(part.left.shape[1] for part in parts if isinstance(part, LowRank)),
+            "rank": sum(part.rank for part in parts if isinstance(part, Factors)),
             "bytes": bits // 8,
             "seconds": seconds,
         }

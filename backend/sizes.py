@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backend.parameters import GROUPED_ROW
+from backend.parameters import GROUPED_ROW, PLAIN_BITS
 
 SCALE_BITS = 16
+# Values of a factor that is stored as codes share a scale in such numbers.
+FACTOR_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,18 @@ def factor_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
     """Two factors of the rank that the ratio pays for."""
     rank = factor_rank((matrix.rows, matrix.inputs), params["ratio"])
     return rank * (matrix.rows + matrix.inputs) * matrix.value_bits // 8
+
+
+def low_rank_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
+    """Two factors of `rank`, in the type of the values, or as codes with a scale and zero for each group."""
+    rank = min(params["rank"], matrix.rows, matrix.inputs)
+    bits = params.get("factor_bits", PLAIN_BITS)
+    if bits == PLAIN_BITS:
+        return rank * (matrix.rows + matrix.inputs) * matrix.value_bits // 8
+    groups = {length: rank * -(-length // FACTOR_GROUP) for length in (matrix.rows, matrix.inputs)}
+    return sum(
+        whole_bytes(rank * length * bits)
+        + groups[length] * SCALE_BITS // 8
+        + whole_bytes(groups[length] * bits)
+        for length in (matrix.rows, matrix.inputs)
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backend.factors import CodedFactors
 from backend.floating import Float
 from backend.mixed import Mixed
 from backend.parts import Codebook, Grid, LowRank, Outliers, Part, Sparse, pack
@@ -36,6 +37,8 @@ def tunable(part: Part, wanted: Tensor | None = None) -> dict[str, Tensor]:
         names = ("scales",)
     elif isinstance(part, LowRank):
         names = ("left", "right")
+    elif isinstance(part, CodedFactors):
+        names = ("left_scales", "right_scales")
     elif isinstance(part, Sparse | Outliers):
         names = ("values",)
     stored = part.tensors()
@@ -62,7 +65,7 @@ def sizes(part: Part) -> dict[str, Tensor]:
             size = torch.ones_like(tensor)
         elif isinstance(part, Planes):
             size = tensor.abs().amax(dim=1, keepdim=True)
-        elif name == "scales":
+        elif name.endswith("scales"):
             size = tensor.abs()
         else:
             size = tensor.square().mean().sqrt().expand_as(tensor)

@@ -57,6 +57,9 @@ CHAINS = [
     [stage("quantize.hqq", bits=2, group_size=16), stage("compensate.lqer", rank=3)],
     [stage("factorize.svd", ratio=0.6), stage("compensate.eora", rank=2)],
     [stage("factorize.svdllm", ratio=0.3)],
+    [stage("prune.wanda", pattern="2:4"), stage("compensate.eora", rank=7, factor_bits=4)],
+    [stage("quantize.rtn", bits=3, group_size=16), stage("compensate.lqer", rank=40, factor_bits=8)],
+    [stage("prune.wanda", sparsity=0.37), stage("compensate.svd", rank=3, factor_bits=4)],
     [
         stage("prune.sparsegpt", pattern="2:4"),
         stage("quantize.rtn", bits=4, group_size=16, only="*.mlp.*"),
@@ -83,6 +86,17 @@ def test_the_bytes_of_a_plan_are_those_of_its_mean(make, host):
     planned = estimate(make(plan, stage("prune.wanda", sparsity=0.2)), host)
     assert planned.packed_bytes == estimate(make(stage("prune.wanda", sparsity=0.7)), host).packed_bytes
     assert "bytes are those of its mean" in planned.formula
+
+
+def test_factors_that_stop_at_a_share_of_the_energy_weigh_at_most_the_estimate(make, host, tmp_path):
+    recipe = make(stage("prune.wanda", pattern="2:4"), stage("compensate.eora", rank=16, energy=0.5))
+    told = estimate(recipe, host)
+    artifact = tmp_path / "artifact.safetensors"
+    compress(recipe, host, artifact, tmp_path / "scratch", silent)
+    subject = Subject(recipe, host, artifact, tmp_path / "scratch", silent)
+    found = {m.metric: m.value for m in evaluate("size", subject).measurements}
+    assert found["size.packed"] < told.packed_bytes
+    assert "at most" in told.formula
 
 
 @pytest.mark.parametrize("method", ["allocate.fisher", "allocate.dp", "allocate.evopress"])

@@ -4,16 +4,17 @@
     B A = [E']_r Λ^-½ Qᵀ  minimises ||X (E - BA)ᵀ||,  B [out, rank], A [rank, in];  y += (x Aᵀ) Bᵀ
 
 Needs the Gram matrix of the layer's inputs (uncentred), and works in float64: clamping the spectrum of C at
-float32's precision would throw most directions away. Stores what compensate.svd stores.
+float32's precision would throw most directions away. Stores what compensate.svd stores; with `energy` below
+one the rank stops where that share of ||X Eᵀ||² is repaired.
 Compensates pruning, quantization and both together; on a small model a rank that helps costs many bits per
 weight, so look at the bytes and not at the rank.
 Liu et al., EoRA, arXiv 2410.21271, algorithm 1.
 """
 
-from backend.parameters import Rank
-from backend.parts import LowRank, Part
+from backend.parameters import Energy, FactorBits, Rank
+from backend.parts import Part
 from backend.registry import Claim, method
-from backend.solvers.lowrank import projected_error
+from backend.solvers.lowrank import projected_error, stored
 from backend.views import Layer
 
 
@@ -32,7 +33,11 @@ from backend.views import Layer
         ),
     ),
 )
-def eora(layer: Layer, *, rank: Rank = 64) -> tuple[Part, ...]:
+def eora(
+    layer: Layer, *, rank: Rank = 64, energy: Energy = 1.0, factor_bits: FactorBits = 16
+) -> tuple[Part, ...]:
     """The parts so far and a low-rank part for what their outputs miss."""
-    left, right = projected_error(layer.weight - layer.now, layer.statistics, rank)
-    return (*layer.parts, LowRank.of(left, right, layer.dtype))
+    assert layer.statistics.gram is not None
+    error, gram = layer.weight - layer.now, layer.statistics.gram.double()
+    factors = projected_error(error, layer.statistics, rank, energy)
+    return (*layer.parts, stored(factors, factor_bits, layer.dtype, error, lambda rows: rows @ gram))

@@ -5,25 +5,23 @@
 
 `scale` says what a channel's size is: mean_abs, the largest mean of |x| over one calibration sample (LQER),
 or rms, the root of the mean square (optimal when channels are uncorrelated, QERA-approx).
-Needs channel sizes, not the Gram matrix. Stores what compensate.svd stores.
+Needs channel sizes, not the Gram matrix. Stores what compensate.svd stores, and
+stops as it does.
 Sees how large inputs are but not how they move together; compensate.eora sees both.
 Zhang et al., LQER (L²QER), arXiv 2402.02446, section 3.2; Zhang et al., QERA, arXiv 2410.06040.
 """
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from backend.parameters import Rank
-from backend.parts import LowRank, Part
+from backend.parameters import Energy, FactorBits, Rank
+from backend.parts import Part
 from backend.registry import Claim, method
-from backend.solvers.lowrank import truncated_error
-from backend.views import Layer, Statistics
-
-# Channels that were never active still get a little of the rank, and division stays possible.
-_SMALLEST = 1e-4
+from backend.solvers.lowrank import channel_sizes, stored, truncated_error
+from backend.views import Layer
 
 Scale = Annotated[Literal["mean_abs", "rms"], Field(description="What the size of an input channel is")]
 
@@ -43,19 +41,16 @@ Scale = Annotated[Literal["mean_abs", "rms"], Field(description="What the size o
         ),
     ),
 )
-def lqer(layer: Layer, *, rank: Rank = 64, scale: Scale = "mean_abs") -> tuple[Part, ...]:
+def lqer(
+    layer: Layer,
+    *,
+    rank: Rank = 64,
+    scale: Scale = "mean_abs",
+    energy: Energy = 1.0,
+    factor_bits: FactorBits = 16,
+) -> tuple[Part, ...]:
     """The parts so far and a low-rank part for what they miss, weighted by channel."""
-    sizes = _sizes(layer.statistics, scale)
-    left, right = truncated_error((layer.weight - layer.now).double() * sizes, rank)
-    return (*layer.parts, LowRank.of(left, right / sizes, layer.dtype))
-
-
-def _sizes(statistics: Statistics, scale: str) -> Tensor:
-    assert statistics.squares is not None
-    assert statistics.magnitudes is not None
-    if scale == "rms":
-        found = (statistics.squares / max(statistics.tokens, 1)).sqrt()
-    else:
-        found = statistics.magnitudes
-    clamped = found.clamp(min=_SMALLEST)
-    return clamped / torch.sqrt(clamped.min() * clamped.max())
+    sizes, error = channel_sizes(layer.statistics, scale), (layer.weight - layer.now).double()
+    left, right = truncated_error(error * sizes, rank, energy)
+    seen = partial(torch.mul, sizes.square())
+    return (*layer.parts, stored((left, right / sizes), factor_bits, layer.dtype, error, seen))

@@ -2,16 +2,18 @@
 
     E = W - Ŵ [out, in];  B A = truncated SVD of E,  B [out, rank], A [rank, in];  y += (x Aᵀ) Bᵀ
 
-Needs no data. Stores rank * (out + in) values in the model's type on top of what it compensates.
+Needs no data. Stores rank * (out + in) values on top of what it compensates, in the model's type, or as codes
+of 4 or 8 bits with a scale and a zero point for each 64 of a column of B or a row of A; B is then fitted anew
+to A as stored. With `energy` below one the rank stops where that share of ||E||² is repaired.
 Every input direction counts alike, so much of the rank goes where the inputs never point; compare
 compensate.eora at the same rank.
 Yao et al., ZeroQuant-V2 (low-rank compensation), arXiv 2303.08302.
 """
 
-from backend.parameters import Rank
-from backend.parts import LowRank, Part
+from backend.parameters import Energy, FactorBits, Rank
+from backend.parts import Part
 from backend.registry import Claim, method
-from backend.solvers.lowrank import truncated_error
+from backend.solvers.lowrank import stored, truncated_error
 from backend.views import Layer
 
 
@@ -27,7 +29,9 @@ from backend.views import Layer
         more_bytes=True,
     ),
 )
-def svd(layer: Layer, *, rank: Rank = 64) -> tuple[Part, ...]:
+def svd(
+    layer: Layer, *, rank: Rank = 64, energy: Energy = 1.0, factor_bits: FactorBits = 16
+) -> tuple[Part, ...]:
     """The parts so far and a low-rank part for what they miss."""
-    left, right = truncated_error(layer.weight - layer.now, rank)
-    return (*layer.parts, LowRank.of(left, right, layer.dtype))
+    error = layer.weight - layer.now
+    return (*layer.parts, stored(truncated_error(error, rank, energy), factor_bits, layer.dtype, error))

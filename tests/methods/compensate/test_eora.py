@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from backend.factors import CodedFactors
 from backend.methods.compensate.eora import eora
 from backend.methods.compensate.svd import svd
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.gptq import gptq
 from backend.methods.quantize.rtn import rtn
-from backend.parts import combined
+from backend.parts import Dense, combined
 from backend.solvers.lowrank import projected_error, truncated_error
 from tests.layers import after, correlated_inputs, layer_of, output_error, random_layer, statistics_of
 
@@ -88,3 +89,70 @@ def test_scarce_text_does_not_blow_up_on_text_it_never_saw(rows, inputs):
     base = after(layer, rtn(layer, bits=3, group_size=32))
     before = output_error(x[2048:], layer.weight, base.now)
     assert output_error(x[2048:], layer.weight, combined(eora(base, rank=16))) < before
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(48, 128), (128, 64)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_left_factor_is_fitted_to_the_right_one_as_stored(rows, inputs, bits):
+    layer, x = random_layer(rows=rows, inputs=inputs)
+    base = after(layer, wanda(layer, pattern="2:4"))
+    error = (layer.weight - base.now).double()
+    part = eora(base, rank=8, factor_bits=bits)[-1]
+    right = part.factors()[1].double()
+    # Least squares on the inputs themselves: X Eᵀ = (X Aᵀ) Bᵀ.
+    best = torch.linalg.lstsq(x @ right.T, x @ error.T).solution.T
+    again = CodedFactors.of(best, right, bits).factors()[0]
+    left = float((x @ (error - part.dense().double()).T).square().sum())
+    wanted = float((x @ (error - again.double() @ right).T).square().sum())
+    assert left == pytest.approx(wanted, rel=1e-3)
+    plain = CodedFactors.of(*projected_error(error, layer.statistics, 8), bits).dense().double()
+    assert left < float((x @ (error - plain).T).square().sum())
+
+
+def test_short_factors_buy_more_rank_that_repairs_more_at_no_more_bytes():
+    layer, x = random_layer(rows=128, inputs=192)
+    base = after(layer, wanda(layer, pattern="2:4"))
+    error, size = {}, {}
+    for bits, rank in ((16, 8), (8, 15), (4, 29)):
+        parts = eora(base, rank=rank, factor_bits=bits)
+        error[bits] = output_error(x, layer.weight, combined(parts))
+        size[bits] = parts[-1].bits * (1 if bits < 16 else 0.5)
+    # The plain factors are float32 here and would be half as long in a model of 16 bits.
+    assert size[4] <= size[16] >= size[8]
+    assert error[4] < error[8] < error[16]
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(48, 128), (128, 64)])
+@pytest.mark.parametrize("share", [0.2, 0.7, 0.99])
+def test_the_rank_is_the_least_that_repairs_the_share_of_energy(rows, inputs, share):
+    layer, x = random_layer(rows=rows, inputs=inputs)
+    base = after(layer, wanda(layer, pattern="2:4"))
+    values = torch.linalg.svdvals(x @ (layer.weight - base.now).double().T).square()
+    repaired = values.cumsum(0) / values.sum()
+    wanted = next(rank for rank, part in enumerate(repaired.tolist(), start=1) if part >= share)
+    assert eora(base, rank=4096, energy=share)[-1].rank == wanted
+    assert eora(base, rank=wanted - 1, energy=share)[-1].rank == wanted - 1
+
+
+def test_nothing_to_repair_takes_no_rank():
+    layer, _ = random_layer()
+    whole = after(layer, (Dense((48, 128), layer.weight),))
+    assert eora(whole, rank=8, energy=0.5)[-1].rank == 0
+    assert eora(whole, rank=8)[-1].rank == 8
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_hard_layers_come_out_finite_and_no_worse_than_before(bits):
+    x = correlated_inputs(512, 64)
+    x[:, 5] = 0
+    for weight in (
+        torch.full((48, 64), 0.25),
+        torch.randn(1, 64, generator=torch.Generator().manual_seed(1)),
+        torch.randn(48, 64, generator=torch.Generator().manual_seed(2)) * torch.logspace(0, 4, 64),
+    ):
+        layer = layer_of(weight.bfloat16(), x, torch.bfloat16)
+        base = after(layer, wanda(layer, pattern="2:4"))
+        made = eora(base, rank=16, factor_bits=bits)
+        assert made[: len(base.parts)] == base.parts
+        error = output_error(x, layer.weight, combined(made))
+        assert error <= output_error(x, layer.weight, base.now)

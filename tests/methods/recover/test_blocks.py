@@ -25,6 +25,10 @@ STAGES = {
     "floats": [{"method": "quantize.llm_fp4", "params": {"bits": 3, "group_size": 16}}],
     "pruned": [{"method": "prune.magnitude", "params": {"sparsity": 0.6}}],
     "factors": [{"method": "factorize.svd", "params": {"ratio": 0.5}}],
+    "short factors": [
+        {"method": "prune.wanda", "params": {"pattern": "2:4"}},
+        {"method": "compensate.eora", "params": {"rank": 16, "factor_bits": 4}},
+    ],
     "stack": [
         {"method": "prune.wanda", "params": {"pattern": "2:4"}}, GPTQ,
         {"method": "compensate.eora", "params": {"rank": 4}},
