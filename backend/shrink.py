@@ -58,7 +58,7 @@ def drop_blocks(model: Any, family: Family, dropped: Collection[int]) -> None:
     for place, number in enumerate(kept):
         for module in blocks[number].modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place
+                vars(module)["layer_idx"] = place
     config = model.config
     if isinstance(getattr(config, "layer_types", None), list):
         config.layer_types = [config.layer_types[number] for number in kept]
