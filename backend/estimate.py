@@ -65,8 +65,8 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
     layout = shrunk(whole, recipe.stages)
     check_layers(recipe, layout.layers, layout.positions)
     check_text(recipe.evaluation.text, host)
-    if _reads_text(recipe):
-        check_text(recipe.calibration.text, host)
+    for text in recipe.texts if _reads_text(recipe) else ():
+        check_text(text, host)
     linears, embeddings, rest, _, value_bits = _sizes(recipe, layout)
     dense = sum(size for _, size in whole.tensors.values())
     rates, error, peak_error = _learned(history, host)

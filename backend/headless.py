@@ -212,7 +212,7 @@ def _results(recipe: Recipe, host: Host) -> Iterator[tuple[str, "Result", float]
     from backend.pipeline import compress  # noqa: PLC0415
 
     estimate(recipe, host)
-    if recipe.stages and same_text(recipe.calibration.text, recipe.evaluation.text):
+    if recipe.stages and any(same_text(text, recipe.evaluation.text) for text in recipe.texts):
         print(
             "warning: calibration and evaluation read the same file: the numbers will flatter",
             file=sys.stderr,

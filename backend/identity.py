@@ -11,7 +11,7 @@ from backend.text import FILE
 def run_digest(recipe: Recipe, host: Host) -> str:
     """64 hex digits; a changed text file or tokenizer makes another run, as changed weights do."""
     told = [fingerprint(recipe.model, host)]
-    for name in sorted({recipe.calibration.text, recipe.evaluation.text}):
+    for name in sorted({*recipe.texts, recipe.evaluation.text}):
         if name.startswith(FILE):
             place = check_local(name.removeprefix(FILE), host)
             told.append(file_digest(place, host) if place.is_file() else "missing")
@@ -25,9 +25,17 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         for name in ("calibration", "evaluation")
         if (section := getattr(recipe, name)).text.startswith(FILE)
     }
+    stages = tuple(
+        stage.model_copy(
+            update={"params": {**stage.params, "text": FILE + str(_absolute(stage.text.removeprefix(FILE)))}}
+        )
+        if stage.text.startswith(FILE)
+        else stage
+        for stage in recipe.stages
+    )
     local = recipe.model.startswith((".", "~"))
     model = {"model": str(_absolute(recipe.model))} if local else {}
-    return recipe.model_copy(update={**sections, **model})
+    return recipe.model_copy(update={**sections, **model, "stages": stages})
 
 
 def _absolute(path: str) -> Path:

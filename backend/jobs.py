@@ -332,8 +332,8 @@ class Jobs:
     def _check(self, recipe: Recipe) -> str:
         model = facts(recipe.model, self.host)
         check_layers(recipe, shrunk(model, recipe.stages).layers, model.positions)
-        check_text(recipe.calibration.text, self.host)
-        check_text(recipe.evaluation.text, self.host)
+        for text in (*recipe.texts, recipe.evaluation.text):
+            check_text(text, self.host)
         return run_digest(recipe, self.host)
 
     def _own(self, run_id: str, user: str | None) -> dict[str, Any]:

@@ -37,6 +37,10 @@ Energy = Annotated[
     float,
     Field(gt=0.0, le=1.0, description="Rank goes up until this share of the error's energy is repaired"),
 ]
+OwnText = Annotated[
+    str,
+    Field(max_length=500, description="Text for this stage's statistics; empty is the calibration's"),
+]
 Damping = Annotated[
     float, Field(ge=0.0, le=1.0, description="Share of the mean diagonal added to the Hessian")
 ]

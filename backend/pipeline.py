@@ -70,8 +70,12 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
             number, stage = stages.pop(0)
             walk.whole(number, stage, methods[stage.method], stages)
             continue
-        together = []
-        while stages and methods[stages[0][1].method].shape == "layer":
+        together = [stages.pop(0)]
+        while (
+            stages
+            and methods[stages[0][1].method].shape == "layer"
+            and stages[0][1].text == together[0][1].text
+        ):
             together.append(stages.pop(0))
         walk.blocks(together)
     with report.timed("save"):
@@ -110,7 +114,9 @@ class Walk:
         # Stages that changed the model itself, and the linears whose inputs come changed.
         self.changes: list[str] = []
         self.turned: set[str] = set()
-        self._tokens: Tensor | None = None
+        # The text of the stages at hand where they have one of their own, and the samples of each text.
+        self._text = ""
+        self._tokens: dict[str, Tensor] = {}
         self._tokenizer: Any = None
 
     @property
@@ -122,14 +128,14 @@ class Walk:
     @property
     def tokens(self) -> Tensor:
         """Calibration token ids [samples, length]."""
-        if self._tokens is None:
-            wanted = self.recipe.calibration
-            found = calibration(
-                wanted.text, self.tokenizer, wanted.samples, wanted.length, wanted.seed, self.host
-            )
-            self.report.calibration = found.protocol
-            self._tokens = found.ids
-        return self._tokens
+        wanted = self.recipe.calibration
+        text = self._text or wanted.text
+        if text not in self._tokens:
+            found = calibration(text, self.tokenizer, wanted.samples, wanted.length, wanted.seed, self.host)
+            told = {f"text of a stage, {text}": found.protocol} if self._text else found.protocol
+            self.report.calibration |= told
+            self._tokens[text] = found.ids
+        return self._tokens[text]
 
     def whole(
         self, number: int, stage: Stage, method: Method, later: Sequence[tuple[int, Stage]] = ()
@@ -182,7 +188,14 @@ class Walk:
         self.latest = label
 
     def blocks(self, stages: Sequence[tuple[int, Stage]]) -> None:
-        """One walk over all blocks that applies `stages` to every linear they cover."""
+        """One walk over all blocks that applies `stages`, of one text, to every linear they cover."""
+        self._text = stages[0][1].text
+        try:
+            self._blocks(stages)
+        finally:
+            self._text = ""
+
+    def _blocks(self, stages: Sequence[tuple[int, Stage]]) -> None:
         label = "+".join(str(number) for number, _ in stages)
         needs = self._needs(stages)
         count = len(blocks_of(self.model, self.family))

@@ -52,6 +52,11 @@ class Stage(Frozen):
         """Whether this stage works on the linear called `layer`."""
         return self.only is None or fnmatch.fnmatchcase(layer, self.only)
 
+    @property
+    def text(self) -> str:
+        """The text that the statistics of this stage are gathered on, empty where it is the recipe's."""
+        return str(self.params.get("text", ""))
+
 
 class Recipe(Frozen):
     """One run, complete: the same recipe on the same weights gives the same numbers.
@@ -74,6 +79,11 @@ class Recipe(Frozen):
         if not self.plan:
             del told["plan"]
         return json.dumps(told, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that stages are fitted on: that of the calibration, and those of single stages."""
+        return tuple(dict.fromkeys((self.calibration.text, *(s.text for s in self.stages if s.text))))
 
     def digest(self, fingerprint: str) -> str:
         """sha256 (64 hex digits) of the canonical JSON together with the fingerprint of the weights."""

@@ -123,6 +123,17 @@ def test_run_warns_when_it_is_measured_on_the_text_it_was_calibrated_on(call, re
     assert all(json.loads(line)["metric"] for line in out.splitlines())
 
 
+def test_run_warns_when_a_stage_is_fitted_on_the_text_it_is_measured_on(call, recipe, tmp_path):
+    eora = {"method": "compensate.eora", "params": {"rank": 2, "text": recipe["evaluation"]["text"]}}
+    recipe["stages"] = [{"method": "prune.wanda", "params": {}}, eora]
+    other = make_text(tmp_path / "other.txt")
+    recipe["calibration"] = {"text": f"file:{other}", "samples": 2, "length": 32}
+    recipe["evaluation"]["metrics"] = ["perplexity"]
+    code, _, err = call("run", "-", stdin=json.dumps(recipe))
+    assert code == 0, err
+    assert "warning: calibration and evaluation read the same file" in err
+
+
 def test_missing_files_runs_and_benches_are_said(call, tmp_path):
     for arguments, words in (
         (("run", tmp_path / "none.json"), "cannot be read"),

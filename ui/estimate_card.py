@@ -24,7 +24,8 @@ def plan(recipes: Sequence[Recipe], host: Host, history: pd.DataFrame) -> str:
     body = _one(estimates[0]) if len(recipes) == 1 else _many(looked, estimates, len(recipes))
     warning = ""
     first = recipes[0]
-    if any(same_text(recipe.calibration.text, recipe.evaluation.text) for recipe in recipes) and first.stages:
+    leaks = any(same_text(text, recipe.evaluation.text) for recipe in recipes for text in recipe.texts)
+    if leaks and first.stages:
         warning = f'<p class="warn-ink">{say("compress.same_file")}</p>'
     return f'<div class="panel" id="estimate-card">{body}{warning}</div>'
 

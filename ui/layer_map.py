@@ -75,19 +75,21 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 def seen_by(recipe: Mapping[str, Any], layer: str, number: int) -> str:
     """By what the error after stage `number` was measured: outputs, norms or weights; empty if unknown.
 
-    Consecutive stages on layers share one walk, and each layer the most that any of them asked for.
+    Consecutive stages on layers and one text share one walk, and each layer the most that one of them asked.
     """
     methods = discover().methods
     asked: set[Need] = set()
+    text = ""
     for place, given in enumerate(recipe.get("stages", []), start=1):
         method = methods.get(given["method"])
         if method is None:
             return ""
-        if method.shape == "work":
+        stage = Stage.model_validate(given)
+        if method.shape == "work" or stage.text != text:
             if place > number:
                 break
-            asked = set()
-        elif Stage.model_validate(given).covers(layer):
+            asked, text = set(), stage.text
+        if method.shape == "layer" and stage.covers(layer):
             asked.add(method.needs)
     return next((_SEEN[need] for need in ("gram", "norms", "nothing") if need in asked), "")
 

@@ -5,13 +5,14 @@
 
 Needs the Gram matrix of the layer's inputs (uncentred), and works in float64: clamping the spectrum of C at
 float32's precision would throw most directions away. Stores what compensate.svd stores; with `energy` below
-one the rank stops where that share of ||X Eᵀ||² is repaired.
+one the rank stops where that share of ||X Eᵀ||² is repaired. With a `text` of its own, C is gathered on that
+one, of what the stages before it made, each block after the compensated ones before it.
 Compensates pruning, quantization and both together; on a small model a rank that helps costs many bits per
 weight, so look at the bytes and not at the rank.
 Liu et al., EoRA, arXiv 2410.21271, algorithm 1.
 """
 
-from backend.parameters import Energy, FactorBits, Rank
+from backend.parameters import Energy, FactorBits, OwnText, Rank
 from backend.parts import Part
 from backend.registry import Claim, method
 from backend.solvers.lowrank import projected_error, stored
@@ -34,7 +35,12 @@ from backend.views import Layer
     ),
 )
 def eora(
-    layer: Layer, *, rank: Rank = 64, energy: Energy = 1.0, factor_bits: FactorBits = 16
+    layer: Layer,
+    *,
+    rank: Rank = 64,
+    energy: Energy = 1.0,
+    factor_bits: FactorBits = 16,
+    text: OwnText = "",
 ) -> tuple[Part, ...]:
     """The parts so far and a low-rank part for what their outputs miss."""
     assert layer.statistics.gram is not None
