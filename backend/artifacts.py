@@ -22,7 +22,7 @@ from backend.errors import UserError
 from backend.families import Family, family_of
 from backend.host import Host
 from backend.models import ModelFacts, locate
-from backend.parts import CompressedLinear, Part, rebuild
+from backend.parts import CompressedLinear, Part, combined, rebuild
 
 FORMAT = "paretoscope-1"
 # Room left on the disk for the databases and the log when an artifact is written.
@@ -254,6 +254,9 @@ def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
     parts = read_parts(path)
     with safe_open(path, "pt") as opened:
         dense = {name: opened.get_tensor(name).clone() for name in opened.keys() if "#" not in name}  # noqa: SIM118
+    family = family_of(metadata["config"]["model_type"], metadata["model"])
+    for table in parts.keys() & set(family.tables):
+        dense[f"{table}.weight"] = combined(parts.pop(table)).to(dtype)
     for layer, pieces in parts.items():
         bias = dense.pop(f"{layer}.bias", None)
         moved = tuple(piece.to(device) for piece in pieces)
@@ -264,7 +267,6 @@ def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
     missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if missing:
         raise UserError(f"artifact {path.name}: tensor {missing[0]} is missing; run its recipe again")
-    family = family_of(metadata["config"]["model_type"], metadata["model"])
     return OpenModel(model.to(device).eval().requires_grad_(False), family, metadata["model"], device)
 
 
@@ -288,10 +290,10 @@ def dense_tensors(model: nn.Module, compressed: set[str]) -> dict[str, Tensor]:
     seen: set[int] = set()
     kept = {}
     for name, tensor in model.state_dict().items():
-        if name.removesuffix(".weight") in compressed or tensor.data_ptr() in seen:
-            continue
+        if tensor.data_ptr() not in seen and name.removesuffix(".weight") not in compressed:
+            kept[name] = tensor
+        # Of a compressed embedding the head that is tied to it is no tensor of its own either.
         seen.add(tensor.data_ptr())
-        kept[name] = tensor
     return kept
 
 

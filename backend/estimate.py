@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW, PLAIN_BITS
-from backend.recipe import Recipe, check_layers, parse_recipe
+from backend.recipe import Recipe, Stage, check_layers, parse_recipe, table_stages
 from backend.registry import Stored, Tries, discover
 from backend.shrink import shrunk
 from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, low_rank_bytes, whole_bytes
@@ -63,7 +63,7 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
     """
     whole = facts(recipe.model, host)
     layout = shrunk(whole, recipe.stages)
-    check_layers(recipe, layout.layers, layout.positions)
+    check_layers(recipe, layout.layers, layout.positions, layout.tables)
     check_text(recipe.evaluation.text, host)
     for text in recipe.texts if _reads_text(recipe) else ():
         check_text(text, host)
@@ -74,7 +74,7 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
     return Estimate(
         linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
         _peak(recipe, layout, dense, linears), peak_error,
-        _formula(recipe, value_bits),
+        _formula(recipe, value_bits, layout.tables),
     )  # fmt: skip
 
 
@@ -88,25 +88,24 @@ def _sizes(recipe: Recipe, layout: ModelFacts) -> tuple[int, int, int, int, int]
         if owner in layout.layers:
             count = shape[0] * shape[1]
             value_bits = 8 * size // count
-            linears += _linear_bytes(recipe, owner, layout.layers[owner], value_bits)
-        elif owner.startswith((*layout.family.embeddings, layout.family.head)):
-            embeddings += size
+            linears += _chain_bytes(recipe.stages_of(owner), layout.layers[owner], value_bits)
+        elif owner.startswith(layout.family.tables):
+            chain = table_stages(enumerate(recipe.stages, start=1), owner, layout.layers)
+            bits = 8 * size // math.prod(shape)
+            embeddings += _chain_bytes(chain, (shape[0], shape[1]), bits) if chain else size
         else:
             rest += size
-    if any(discover().methods[stage.method].unties for stage in recipe.stages) and not any(
-        name.startswith(layout.family.head) for name in layout.tensors
-    ):
-        embeddings += layout.tensors[f"{layout.family.embeddings[0]}.weight"][1]
     return linears, embeddings, rest, dense, value_bits
 
 
-def _linear_bytes(recipe: Recipe, name: str, shape: tuple[int, int], value_bits: int) -> int:
+def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], value_bits: int) -> int:
+    """Bytes of what numbered stages make of a weight."""
     rows, inputs = shape
     count = kept = rows * inputs
     pruned = quantized = between = False
     grid = factors = 0
     planned: dict[str, Any] = {}
-    for _, stage in recipe.stages_of(name):
+    for _, stage in chain:
         if plans := discover().methods[stage.method].plans:
             # What a plan gives this linear is not known yet: the mean it aims at stands for it.
             planned[plans] = stage.params[plans]
@@ -247,7 +246,7 @@ def _peak(recipe: Recipe, layout: ModelFacts, dense: int, linears: int) -> int:
     return _RUNTIME_BYTES + dense + linears + max(states * 2 + solver, scores)
 
 
-def _formula(recipe: Recipe, value_bits: int) -> str:
+def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str:
     terms: list[str] = []
     words: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("sparsity", lambda p: f"1 bit mask + {value_bits} bits per kept weight"),
@@ -271,7 +270,9 @@ def _formula(recipe: Recipe, value_bits: int) -> str:
     if recipe.plan:
         terms.append("the plan gives single linears their own values, counted one by one")
     body = "; ".join(terms) or f"{value_bits} bits per weight"
-    return f"Linears: {body}. Embeddings, norms and biases stay as they are."
+    named = any(stage.only and stage.covers(table) for stage in recipe.stages for table in tables)
+    kept = "Embeddings and head as their stages say, norms" if named else "Embeddings, norms"
+    return f"Linears: {body}. {kept} and biases stay as they are."
 
 
 def _codes(params: Mapping[str, Any]) -> str:

@@ -38,6 +38,11 @@ class Family:
     rotates: bool = False
     free_heads: bool = False
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """What has a row for each token or position: embeddings and head."""
+        return (*self.embeddings, self.head)
+
     def group_names(self, block: int) -> list[list[str]]:
         """Full names of the linears of one block, group by group."""
         return [[f"{self.blocks}.{block}.{name}" for name in group] for group in self.linears]

@@ -331,7 +331,8 @@ class Jobs:
 
     def _check(self, recipe: Recipe) -> str:
         model = facts(recipe.model, self.host)
-        check_layers(recipe, shrunk(model, recipe.stages).layers, model.positions)
+        layout = shrunk(model, recipe.stages)
+        check_layers(recipe, layout.layers, layout.positions, layout.tables)
         for text in (*recipe.texts, recipe.evaluation.text):
             check_text(text, self.host)
         return run_digest(recipe, self.host)

@@ -86,6 +86,16 @@ class ModelFacts:
         return total
 
     @property
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """Embeddings and head, one row a token: full name -> (rows, d); a tied head is its embedding."""
+        found = {name: self.tensors.get(f"{name}.weight") for name in self.family.tables}
+        return {
+            name: (told[0][0], told[0][1])
+            for name, told in found.items()
+            if told is not None and len(told[0]) == 2
+        }
+
+    @property
     def blocks(self) -> int:
         """Number of decoder blocks."""
         return 1 + max(self.family.place(layer)[0] for layer in self.layers)

@@ -39,6 +39,7 @@ from backend.report import Report, relative_error
 from backend.resident import forget_peak
 from backend.shrink import shrunk
 from backend.statistics import Gatherer, read_statistics, write_statistics
+from backend.tables import Tables
 from backend.text import calibration
 from backend.training import text_loss
 from backend.trials import Trials
@@ -59,7 +60,8 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
     with report.timed("load"):
         progress(Update("load", 0, 1, recipe.model))
         layout = facts(recipe.model, host)
-        check_layers(recipe, shrunk(layout, recipe.stages).layers, layout.positions)
+        last = shrunk(layout, recipe.stages)
+        check_layers(recipe, last.layers, last.positions, last.tables)
         opened = load_model(layout, host)
         progress(Update("load", 1, 1, recipe.model))
     walk = Walk(recipe, layout, opened, host, scratch, progress, report)
@@ -82,7 +84,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         progress(Update("save", 0, 1))
         parts = {
             name: part for block in range(walk.layout.blocks) for name, part in walk.parts(block).items()
-        }
+        } | walk.tables.parts
         config, generation = stored_config(opened.model), stored_generation(opened.model)
         dense = dense_tensors(opened.model, set(parts))
         # The dense linears are not needed any more, and the parts are about to be read back.
@@ -114,6 +116,7 @@ class Walk:
         # Stages that changed the model itself, and the linears whose inputs come changed.
         self.changes: list[str] = []
         self.turned: set[str] = set()
+        self.tables = Tables()
         # The text of the stages at hand where they have one of their own, and the samples of each text.
         self._text = ""
         self._tokens: dict[str, Tensor] = {}
@@ -166,8 +169,7 @@ class Walk:
             else:
                 # Statistics of the model as it was are none of the model as it is now.
                 self.changes.append(f"{self.recipe.seed} {stage.model_dump_json()}")
-                if method.shrinks:
-                    self.layout = method.shrinks(self.layout, stage.params)
+                self.layout = shrunk(self.layout, [stage])
                 self._keep(number, stage.method, work.parts)
             self.progress(Update(stage.method, 1, 1))
 
@@ -199,6 +201,7 @@ class Walk:
         label = "+".join(str(number) for number, _ in stages)
         needs = self._needs(stages)
         count = len(blocks_of(self.model, self.family))
+        self.tables.apply(self, stages, label)
         previous, self.latest = self.latest, label
         dense_order = self.recipe.calibration.order == "dense"
         asks = any(need != "nothing" for need in needs.values())
@@ -246,7 +249,10 @@ class Walk:
 
     def gathered(self, told: str, need: Need) -> Iterator[tuple[int, dict[str, Statistics]]]:
         """Block by block {linear: statistics of its inputs as they come}; nothing is changed."""
-        needs = dict.fromkeys(self.layout.layers, need)
+        # As in `_needs`: of turned inputs nothing is known from the channels as they were.
+        needs: dict[str, Need] = {
+            name: "gram" if need == "norms" and name in self.turned else need for name in self.layout.layers
+        }
         count = self.layout.blocks
         untouched = self.latest is None
         cached = untouched and self._cached_all(count, needs)

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -111,6 +112,14 @@ def planned_stages(
     return found
 
 
+def table_stages(
+    stages: Iterable[tuple[int, Stage]], table: str, layers: Iterable[str]
+) -> list[tuple[int, Stage]]:
+    """Those of the numbered stages that name an embedding or the head, and no linear of a block."""
+    named = [(number, stage) for number, stage in stages if stage.only and stage.covers(table)]
+    return [(number, stage) for number, stage in named if not any(stage.covers(layer) for layer in layers)]
+
+
 def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
     """A checked Recipe with every parameter written out; UserError names stage, field, value and range.
 
@@ -133,8 +142,14 @@ def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(update={"stages": stages})
 
 
-def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], positions: int | None = None) -> None:
-    """Hold a recipe against the model's linears ({name: (out, in)}) and its longest sequence in tokens.
+def check_layers(
+    recipe: Recipe,
+    layers: Mapping[str, tuple[int, int]],
+    positions: int | None = None,
+    tables: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> None:
+    """Hold a recipe against the model's linears ({name: (out, in)}), its tables ({name: (tokens, d)}) and its
+    longest sequence in tokens.
 
     Raises UserError when a group or pattern does not divide the inputs of a layer, `only` matches nothing,
     two stages fight over one layer, or a window is longer than the model's positions.
@@ -142,6 +157,10 @@ def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], position
     for number, stage in enumerate(recipe.stages, start=1):
         where = f"stage {number}, {stage.method}"
         covered = {name: shape for name, shape in layers.items() if stage.covers(name)}
+        if not covered and (named := {name: tables[name] for name in tables if stage.covers(name)}):
+            _check_table_method(stage, next(iter(named)), where)
+            _check_divides(stage, named, where)
+            continue
         if not covered:
             example = next(iter(layers))
             raise UserError(f"{where}: only '{stage.only}' matches no linear; names look like {example}")
@@ -154,6 +173,8 @@ def check_layers(recipe: Recipe, layers: Mapping[str, tuple[int, int]], position
         if name in recipe.plan:
             for number, stage in chain:
                 _check_divides(stage, {name: shape}, f"plan for stage {number}, {stage.method}")
+    for name in tables:
+        _check_chain(table_stages(enumerate(recipe.stages, start=1), name, layers), f" ({name})")
     if positions:
         methods = discover().methods
         asks = any(
@@ -364,6 +385,21 @@ def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
                 "put a prune or quantize stage that covers the layer before this one"
             )
         seen.append(found)
+
+
+def _check_table_method(stage: Stage, table: str, where: str) -> None:
+    """Tables see no calibration text, and are no linears of a block."""
+    methods = discover().methods
+    able = [
+        name
+        for name, found in methods.items()
+        if found.shape == "layer" and found.needs == "nothing" and not found.inputs
+    ]
+    if stage.method not in able:
+        raise UserError(
+            f"{where}: only names {table}, a table that is compressed without calibration; "
+            f"allowed there: {', '.join(able)}"
+        )
 
 
 def _check_divides(stage: Stage, layers: Mapping[str, tuple[int, int]], where: str) -> None:

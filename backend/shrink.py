@@ -25,11 +25,23 @@ _CHANNELS = {"opt": "ffn_dim", "gpt2": "n_inner"}
 
 
 def shrunk(layout: ModelFacts, stages: Iterable[Stage]) -> ModelFacts:
-    """The layout that the structured stages of a recipe leave; UserError where they ask for too much."""
+    """The layout that the stages of a recipe leave: smaller, or with a head of its own.
+
+    Raises UserError where a stage asks for too much.
+    """
     for stage in stages:
-        if shrinks := discover().methods[stage.method].shrinks:
-            layout = shrinks(layout, stage.params)
+        found = discover().methods[stage.method]
+        if found.shrinks:
+            layout = found.shrinks(layout, stage.params)
+        if found.unties:
+            layout = _untied(layout)
     return layout
+
+
+def _untied(layout: ModelFacts) -> ModelFacts:
+    head, embedding = (f"{name}.weight" for name in (layout.family.head, layout.family.embeddings[0]))
+    tensors = {**layout.tensors, head: layout.tensors.get(head, layout.tensors[embedding])}
+    return replace(layout, tensors=tensors, config={**layout.config, "tie_word_embeddings": False})
 
 
 def without_blocks(layout: ModelFacts, count: int, where: str) -> ModelFacts:
