@@ -379,6 +379,11 @@ def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
                 f"{where}: the weights are already on a grid; allowed: one quantize stage per layer "
                 "(use `only` to give layers different ones)"
             )
+        if found.follows and (not seen or any(other.kind != found.follows for other in seen)):
+            raise UserError(
+                f"{where}: works on what a {found.follows} stage leaves and on nothing else; "
+                "allowed: right after one that covers the layer"
+            )
         if found.kind == "compensate" and not seen:
             raise UserError(
                 f"{where}: there is nothing to compensate; "

@@ -54,6 +54,7 @@ class Method:
     `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
     `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
     `shrinks` says what layout is left by a method that makes the model itself smaller.
+    `follows` is the one kind of stage that may have worked on a linear before it.
     `unties` gives the head weights of its own; `inputs` says that it leaves the weights alone.
     `stored` counts the bytes of what replaces a linear's values, from its shape and the parameters alone.
     """
@@ -77,6 +78,7 @@ class Method:
     scores: Scores | None = None
     passes: Scores | None = None
     shrinks: Shrinks | None = None
+    follows: str | None = None
 
     @property
     def summary(self) -> str:
@@ -115,6 +117,7 @@ def method(
     scores: Scores | None = None,
     passes: Scores | None = None,
     shrinks: Shrinks | None = None,
+    follows: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
@@ -122,7 +125,7 @@ def method(
         fn.__dict__["method"] = {
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
             "keeps": keeps, "unties": unties, "inputs": inputs, "tries": tries, "scores": scores,
-            "passes": passes, "shrinks": shrinks,
+            "passes": passes, "shrinks": shrinks, "follows": follows,
         }  # fmt: skip
         return fn
 
@@ -182,7 +185,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
         facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
-        facts["passes"], facts["shrinks"],
+        facts["passes"], facts["shrinks"], facts["follows"],
     )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ ids = [found.id for found in LAYER_METHODS]
 
 def base(found, layer: Layer) -> Layer:
     """A layer that the method has something to do on."""
+    if found.follows == "prune":
+        return after(layer, wanda(layer, sparsity=0.5))
     return after(layer, rtn(layer, bits=2, group_size=32)) if found.kind == "compensate" else layer
 
 
@@ -201,7 +203,19 @@ def test_pruning_twice_keeps_what_both_kept(found, first):
     assert float(twice.kept.float().mean()) <= 0.51
 
 
-@pytest.mark.parametrize("found", [f for f in LAYER_METHODS if f.kind == "compensate"], ids=lambda f: f.id)
+COMPENSATE = [found for found in LAYER_METHODS if found.kind == "compensate"]
+
+
+@pytest.mark.parametrize("found", [f for f in COMPENSATE if f.follows], ids=lambda f: f.id)
+def test_compensation_that_moves_kept_values_leaves_the_mask_and_the_size_of_the_base(found):
+    layer, _ = random_layer()
+    start = base(found, layer)
+    first = run(found, start)[0]
+    assert torch.equal(first.kept(), start.kept)
+    assert first.bits == start.parts[0].bits
+
+
+@pytest.mark.parametrize("found", [f for f in COMPENSATE if not f.follows], ids=lambda f: f.id)
 def test_compensation_leaves_the_stored_base_untouched(found):
     layer, _ = random_layer()
     start = base(found, layer)
