@@ -156,7 +156,7 @@ class Walk:
                 partial(tuning.blocks, self, number, stage), covers=stage.covers, layout=self.layout,
                 gradients=partial(self._gradients, stage.method),
                 told=lambda done, total, words: self.progress(Update(stage.method, done, total, words)),
-                loss=partial(text_loss, self), kept=self.checkpoints.kept(number),
+                loss=partial(text_loss, self), kept=self.checkpoints.kept(number), takers=trials.takers,
             )  # fmt: skip
             try:
                 method.fn(work, **method.params.model_validate(stage.params).model_dump())

@@ -342,6 +342,11 @@ def _check_plans(stages: tuple[Stage, ...]) -> None:
                 f"{where}: no later stage takes the {planned} that it plans; "
                 f"allowed: {', '.join(takers)} after it"
             )
+        if planned == "rank" and not any(methods[other.method].shape == "layer" for other in stages[:number]):
+            raise UserError(
+                f"{where}: there is no error yet to plan ranks by; "
+                "allowed: after a stage that prunes or quantizes, before one that compensates"
+            )
         for other in later:
             if planned == "sparsity" and other.params.get("pattern", "free") != "free":
                 raise UserError(

@@ -123,7 +123,7 @@ class Trials:
             for block in range(walk.layout.blocks)
             for row in self._kept.rows(label, block)
         }
-        linears = tuple(name for name in walk.layout.layers if self._takes(parameter, name))
+        linears = tuple(name for name in walk.layout.layers if self.takers(parameter, name))
         self._labels, self._linears = labels, linears
         numbers = range(len(values))
         return Choices(
@@ -136,6 +136,13 @@ class Trials:
             self._divergence,
             lambda done, total, detail: walk.progress(Update(self._method, done, total, detail)),
         )
+
+    def takers(self, parameter: str, name: str) -> list[Mapping[str, Any]]:
+        """The parameters of each later stage that takes this one for a linear."""
+        methods = discover().methods
+        chain = planned_stages(self._later, self._walk.plan, name)
+        fields = [(methods[stage.method].params.model_fields, stage.params) for _, stage in chain]
+        return [params for known, params in fields if parameter in known]
 
     def restore(self) -> None:
         """Give the model its own linears back."""
@@ -151,10 +158,6 @@ class Trials:
 
         return chain
 
-    def _takes(self, parameter: str, name: str) -> bool:
-        methods = discover().methods
-        chain = planned_stages(self._later, self._walk.plan, name)
-        return any(parameter in methods[stage.method].params.model_fields for _, stage in chain)
 
     @cached_property
     def _windows(self) -> Tensor:

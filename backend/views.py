@@ -162,6 +162,7 @@ class Work:
     layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
     statistics are in memory at a time, so take what is wanted from a layer before the next.
     choices(parameter, values) makes what the later stages make of every linear for each value.
+    takers(parameter, linear) gives the parameters of each later stage that takes this one for the linear.
     gradients(samples) goes through all linears with the gradient [out, in] float32 of the next token's mean
     loss, in nats, on that many calibration samples.
     told(done, total, words) tells how far the work is.
@@ -189,3 +190,4 @@ class Work:
     layout: Any = None
     gradients: Callable[[int], Iterator[tuple[Layer, Tensor]]] = lambda samples: iter(())
     told: Callable[[int, int, str], None] = lambda done, total, words: None
+    takers: Callable[[str, str], list[Mapping[str, Any]]] = lambda parameter, linear: []

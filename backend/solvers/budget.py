@@ -6,7 +6,7 @@ all prices (Lagrangian relaxation: Everett 1963).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -130,6 +130,29 @@ def nearly_uniform(
             plan[linear] = low + 1
             left -= price
     return plan
+
+
+def by_gain(linears: Sequence[tuple[Sequence[float], Callable[[int], int]]], budget: int) -> list[int]:
+    """How many units each linear gets, of (gain of each further unit, units -> bytes), within the budget.
+
+    Gains of a linear fall, so taking the largest a byte is the best that so many bytes can do; a linear whose
+    next unit does not fit gets no more, and what is left over goes to others.
+    """
+    steps = [
+        (-gain / (price(len(gains)) / len(gains)), number, linear)
+        for linear, (gains, price) in enumerate(linears)
+        for number, gain in enumerate(gains)
+        if gain > 0
+    ]
+    units = [0] * len(linears)
+    left = budget - sum(price(0) for _, price in linears)
+    for _, number, linear in sorted(steps):
+        price = linears[linear][1]
+        more = price(number + 1) - price(number)
+        if units[linear] == number and more <= left:
+            units[linear] += 1
+            left -= more
+    return units
 
 
 def exact(

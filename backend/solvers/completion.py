@@ -4,7 +4,7 @@
 
 Each column of V, and each row of U, is a least-squares problem of its own. A step holds what it does not see
 to what it was: (Uᵀ D_j U + h) d_j = Uᵀ D_j r_j for the change d_j of column j, D_j its places, r_j what is
-missed there. So no step raises the objective, and a column with fewer places than ranks stays near where it began.
+missed there. So no step raises the objective, and a column with fewer places than ranks stays near its start.
 """
 
 import torch
