@@ -3,6 +3,7 @@ import torch
 
 from backend.factors import CodedFactors
 from backend.methods.compensate.eora import eora
+from backend.methods.compensate.lqer import lqer
 from backend.methods.compensate.svd import svd
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.gptq import gptq
@@ -61,6 +62,26 @@ def test_is_plain_svd_when_inputs_are_white(rows, inputs):
     statistics = statistics_of(torch.eye(inputs, dtype=torch.float64).repeat(4, 1))
     ours, plain = projected_error(error, statistics, 8), truncated_error(error, 8)
     assert torch.allclose(ours[0] @ ours[1], plain[0] @ plain[1], atol=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(48, 96), (96, 48)])
+def test_is_the_svd_scaled_by_channel_when_inputs_are_uncorrelated(rows, inputs):
+    x = torch.diag(torch.logspace(0, -3, inputs, dtype=torch.float64)).repeat(4, 1)
+    layer = layer_of(torch.randn(rows, inputs, generator=torch.Generator().manual_seed(5)), x)
+    base = after(layer, wanda(layer, pattern="2:4"))
+    ours, scaled = combined(eora(base, rank=8)), combined(lqer(base, rank=8, scale="rms"))
+    assert torch.allclose(ours, scaled, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(48, 96), (96, 48)])
+def test_a_cholesky_factor_of_the_moments_gives_the_same_product(rows, inputs):
+    x = correlated_inputs(2000, inputs)
+    error = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    root = torch.linalg.cholesky(x.T @ x)
+    u, s, vt = torch.linalg.svd(error @ root, full_matrices=False)
+    expected = torch.linalg.solve(root.T, ((u[:, :8] * s[:8]) @ vt[:8]).T).T
+    left, right = projected_error(error, statistics_of(x), 8)
+    assert torch.allclose(left @ right, expected, atol=1e-6)
 
 
 def test_both_forms_give_the_same_product_on_a_square_layer():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from backend.factors import CodedFactors
 from backend.methods.compensate.eora import eora
 from backend.methods.compensate.lqer import lqer
 from backend.methods.compensate.svd import svd
@@ -33,6 +34,31 @@ def test_lies_between_plain_svd_and_eora_in_output_error():
         for made in (svd(start, rank=16), lqer(start, rank=16, scale="rms"), eora(start, rank=16))
     )
     assert exact <= scaled < plain
+
+
+def test_nothing_leaves_less_of_the_weights_themselves_than_plain_svd():
+    layer, _ = random_layer(rows=64, inputs=96)
+    start = quantized(layer)
+    plain, scaled, exact = (
+        float((layer.weight - combined(made)).square().sum())
+        for made in (svd(start, rank=16), lqer(start, rank=16), eora(start, rank=16))
+    )
+    assert plain < min(scaled, exact)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_short_factors_are_fitted_in_the_weighted_error(bits):
+    layer, x = random_layer(rows=64, inputs=96)
+    start = quantized(layer)
+    sizes = x.square().mean(dim=0).sqrt()
+
+    def missed(now):
+        return float(((layer.weight - now).double() * sizes).square().sum())
+
+    plain = lqer(start, rank=16, scale="rms")
+    short = lqer(start, rank=16, scale="rms", factor_bits=bits)
+    rounded = CodedFactors.of(*plain[-1].factors(), bits).dense()
+    assert missed(combined(plain)) < missed(combined(short)) < missed(start.now + rounded)
 
 
 def test_equal_channels_make_it_plain_svd():
