@@ -16,7 +16,7 @@ from backend.parameters import GROUPED_ROW, PLAIN_BITS
 from backend.recipe import Recipe, Stage, check_layers, parse_recipe, table_stages
 from backend.registry import Stored, Tries, discover
 from backend.shrink import shrunk
-from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, low_rank_bytes, whole_bytes
+from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, kept_by_pattern, low_rank_bytes, whole_bytes
 from backend.text import check_text
 
 # Python with torch and transformers, before any model is open.
@@ -114,7 +114,8 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if keeps := discover().methods[stage.method].keeps:
             pruned = True
-            left = keeps(rows, inputs, params) if params["pattern"] == "free" else count // 2
+            free = params["pattern"] == "free"
+            left = keeps(rows, inputs, params) if free else kept_by_pattern(count, params["pattern"])
             kept = min(kept, left)
         if stored := discover().methods[stage.method].stored:
             quantized = True
@@ -249,7 +250,7 @@ def _peak(recipe: Recipe, layout: ModelFacts, dense: int, linears: int) -> int:
 def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str:
     terms: list[str] = []
     words: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("sparsity", lambda p: f"1 bit mask + {value_bits} bits per kept weight"),
+        ("pattern", lambda p: f"1 bit mask + {value_bits} bits per kept weight"),
         ("bits", _codes),
         ("table", lambda p: f"codes into {p['table']} + a scale for each {p['group_size']} weights"),
         ("outliers", lambda p: f"{p['outliers']:g} of the weights at {value_bits} + 16 bits"),

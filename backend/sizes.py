@@ -47,6 +47,12 @@ def kept_by_row(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
     return rows * (inputs - int(inputs * params["sparsity"]))
 
 
+def kept_by_pattern(count: int, pattern: str) -> int:
+    """How many of `count` weights N:M leaves."""
+    keep, of = (int(number) for number in pattern.split(":"))
+    return count // of * keep
+
+
 def float_zero_bytes(matrix: Matrix, params: Mapping[str, Any]) -> int:
     """The same with zero points of 16 bits."""
     groups = matrix.groups(params["group_size"])

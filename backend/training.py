@@ -57,4 +57,3 @@ def text_loss(walk: "Walk") -> TextLoss:
                 replace_module(model, name, original)
 
     return loss
-

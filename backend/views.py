@@ -185,7 +185,7 @@ class Work:
     blocks: Callable[[int, int], Iterator[Block]] = lambda samples, batch: iter(())
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     covers: Callable[[str], bool] = lambda name: True
-    loss: Callable[[], Callable[[Tensor, Mapping[str, Tensor]], Tensor]] | None = None
+    loss: Callable[[], Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = lambda: lambda ids, weights: ids
     kept: Kept = Kept(lambda: None, lambda tensors: None)
     layout: Any = None
     gradients: Callable[[int], Iterator[tuple[Layer, Tensor]]] = lambda samples: iter(())
