@@ -23,6 +23,7 @@ from backend.families import Family, family_of
 from backend.host import Host
 from backend.models import ModelFacts, locate
 from backend.parts import CompressedLinear, Part, combined, rebuild
+from backend.shared import SharedHead, SharedRows
 
 FORMAT = "paretoscope-1"
 # Room left on the disk for the databases and the log when an artifact is written.
@@ -256,7 +257,11 @@ def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
         dense = {name: opened.get_tensor(name).clone() for name in opened.keys() if "#" not in name}  # noqa: SIM118
     family = family_of(metadata["config"]["model_type"], metadata["model"])
     for table in parts.keys() & set(family.tables):
-        dense[f"{table}.weight"] = combined(parts.pop(table)).to(dtype)
+        pieces = parts.pop(table)
+        if table == family.head and len(pieces) == 1 and isinstance(pieces[0], SharedRows):
+            replace_module(model, table, SharedHead(pieces[0].to(device), dense.pop(f"{table}.bias", None)))
+        else:
+            dense[f"{table}.weight"] = combined(pieces).to(dtype)
     for layer, pieces in parts.items():
         bias = dense.pop(f"{layer}.bias", None)
         moved = tuple(piece.to(device) for piece in pieces)

@@ -90,12 +90,23 @@ def _sizes(recipe: Recipe, layout: ModelFacts) -> tuple[int, int, int, int, int]
             value_bits = 8 * size // count
             linears += _chain_bytes(recipe.stages_of(owner), layout.layers[owner], value_bits)
         elif owner.startswith(layout.family.tables):
-            chain = table_stages(enumerate(recipe.stages, start=1), owner, layout.layers)
-            bits = 8 * size // math.prod(shape)
-            embeddings += _chain_bytes(chain, (shape[0], shape[1]), bits) if chain else size
+            embeddings += _table_bytes(recipe, layout, owner) if owner in layout.tables else size
         else:
             rest += size
     return linears, embeddings, rest, dense, value_bits
+
+
+def _table_bytes(recipe: Recipe, layout: ModelFacts, table: str) -> int:
+    """Bytes of an embedding or a head, as stages leave it that name it or are about heads."""
+    (rows, inputs), size = layout.tables[table], layout.tensors[f"{table}.weight"][1]
+    bits = 8 * size // (rows * inputs)
+    if table == layout.family.head:
+        for stage in recipe.stages:
+            found = discover().methods[stage.method]
+            if found.kind == "head" and found.stored:
+                size = found.stored(Matrix(rows, inputs, rows * inputs, bits), stage.params)
+    chain = table_stages(enumerate(recipe.stages, start=1), table, layout.layers)
+    return _chain_bytes(chain, (rows, inputs), bits) if chain else size
 
 
 def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], value_bits: int) -> int:
@@ -106,6 +117,8 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
     grid = factors = 0
     planned: dict[str, Any] = {}
     for _, stage in chain:
+        if discover().methods[stage.method].kind == "head":
+            continue
         if plans := discover().methods[stage.method].plans:
             # What a plan gives this linear is not known yet: the mean it aims at stands for it.
             planned[plans] = stage.params[plans]

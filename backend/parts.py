@@ -25,6 +25,7 @@ ELSEWHERE = {
     "rounded": "backend.inputs",
     "mixed": "backend.mixed",
     "planes": "backend.planes",
+    "sharedrows": "backend.shared",
     "turnedplanes": "backend.planes",
 }
 # Smallest and largest scale that float16 holds with all its digits.

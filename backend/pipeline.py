@@ -174,8 +174,10 @@ class Walk:
             self.progress(Update(stage.method, 1, 1))
 
     def _keep(self, number: int, method: str, made: Mapping[str, tuple[Part, ...]]) -> None:
-        """Take over what a method made of whole linears; the others stay as they were."""
-        if not made:
+        """Take over what a method made of whole linears and of tables; the others stay as they were."""
+        for name in made.keys() & set(self.layout.tables):
+            self.tables.put(self.model, name, made[name])
+        if not made.keys() & set(self.layout.layers):
             return
         label, nothing = str(number), Statistics()
         for block in range(self.layout.blocks):

@@ -44,6 +44,13 @@ def _untied(layout: ModelFacts) -> ModelFacts:
     return replace(layout, tensors=tensors, config={**layout.config, "tie_word_embeddings": False})
 
 
+def untie(model: Any, head: str) -> None:
+    """Give the head weights of its own."""
+    module = model.get_submodule(head)
+    module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+
+
 def without_blocks(layout: ModelFacts, count: int, where: str) -> ModelFacts:
     """A layout with so many blocks less; UserError when none would be left."""
     left = layout.blocks - count

@@ -40,10 +40,15 @@ class Tables:
             dtype = module.weight.dtype
             self.originals.setdefault(name, module.weight.detach().float())
             made = self._resumed(walk, label, name) or self._made(walk, chain, name, dtype)
-            self.parts[name] = made
             walk.checkpoints.save(f"{label}-{name}", 0, {name: made}, [])
-            module.weight.copy_(combined(made).to(dtype))
+            self.put(walk.model, name, made)
             walk.changes += [stage.model_dump_json() for _, stage in chain]
+
+    def put(self, model: Any, name: str, parts: tuple[Part, ...]) -> None:
+        """Take over what a table consists of now, and put it into the model."""
+        self.parts[name] = parts
+        weight = model.get_submodule(name).weight
+        weight.copy_(combined(parts).to(weight.dtype))
 
     def _resumed(self, walk: "Walk", label: str, name: str) -> tuple[Part, ...]:
         return (walk.checkpoints.load(f"{label}-{name}", 0) or {}).get(name, ())

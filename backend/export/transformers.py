@@ -16,6 +16,7 @@ from backend.artifacts import compressed_modules, load_tokenizer, open_artifact,
 from backend.errors import UserError
 from backend.host import Host
 from backend.parts import CompressedLinear, before_inputs
+from backend.shared import SharedHead
 
 # Merged factors are rounded to the model's type; more than this share of the logits' range is another model.
 _TOLERANCE = 0.1
@@ -33,6 +34,8 @@ def export(artifact: Path, folder: Path, host: Host) -> None:
     for name, module in compressed_modules(model).items():
         dense = _weight(name, module).to(module.dtype)
         replace_module(model, name, _plain(dense, module.bias, opened.family.transposed))
+    if isinstance(opened.head, SharedHead):
+        replace_module(model, opened.family.head, _plain(opened.head.weight, opened.head.bias, False))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     del model, opened

@@ -74,7 +74,7 @@ def sizes(part: Part) -> dict[str, Tensor]:
 
 
 def decoder(part: Part) -> Decode:
-    """What the part adds to the weight [out, in], from other values of its tensors; what is not given stays."""
+    """What the part adds to the weight [out, in], from other values of its tensors; the rest stays."""
     if not tunable(part):
         fixed = part.dense()
         return lambda values: fixed

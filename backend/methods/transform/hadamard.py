@@ -16,12 +16,13 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from backend.errors import UserError
 from backend.inputs import Rotated
 from backend.parts import Dense
 from backend.registry import Claim, method
+from backend.shrink import untie
 from backend.solvers import hadamard as matrices
 from backend.solvers.folding import set_weight, weight_of
 from backend.views import Work
@@ -51,7 +52,7 @@ def hadamard(work: Work, *, heads: Heads = True, online: Online = True) -> None:
             f"transform.hadamard: {family.name} has other norms than RMS norms before each half of a block; "
             "allowed: Llama, Mistral, Qwen, Phi-3"
         )
-    _untie(model, family.head)
+    untie(model, family.head)
     head: Any = model.get_submodule(family.head)
     embedding: Any = model.get_submodule(family.embeddings[0])
     size = embedding.weight.shape[1]
@@ -120,10 +121,3 @@ def _turn(size: int, rng: torch.Generator) -> Tensor:
 def _turned(weight: Tensor, turn: Tensor) -> Tensor:
     # Row blocks: a vocabulary in float64 is large.
     return torch.cat([rows @ turn for rows in weight.split(8192)])
-
-
-def _untie(model: Any, head: str) -> None:
-    """Give the head weights of its own."""
-    module = model.get_submodule(head)
-    module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
-    model.config.tie_word_embeddings = False
