@@ -347,6 +347,11 @@ def _check_plans(stages: tuple[Stage, ...]) -> None:
                 f"{where}: there is no error yet to plan ranks by; "
                 "allowed: after a stage that prunes or quantizes, before one that compensates"
             )
+        if methods[stage.method].tries and (own := next((s for s in stages[number:] if s.text), None)):
+            raise UserError(
+                f"{where}: makes every level on the text of the calibration, but {own.method} has the text "
+                f"{own.text[:60]!r}; allowed: text empty"
+            )
         for other in later:
             if planned == "sparsity" and other.params.get("pattern", "free") != "free":
                 raise UserError(

@@ -56,6 +56,13 @@ def test_measures_what_a_run_of_that_recipe_measures(patient, host, tmp_path):
     json.dumps(found)
 
 
+def test_a_stage_with_a_text_of_its_own_is_refused(patient, host):
+    model, calibration = patient
+    eora = {"method": "compensate.eora", "params": {"rank": 2, "text": "wikipedia-fr"}}
+    with pytest.raises(UserError, match="one text serves all stages"):
+        operate(model, NAME, [*STAGES, eora], calibration, host, silent)
+
+
 def test_the_next_operation_finds_the_patient_whole(patient, host):
     model, calibration = patient
     first = operate(model, NAME, STAGES, calibration, host, silent)
