@@ -220,7 +220,9 @@ def _results(recipe: Recipe, host: Host) -> Iterator[tuple[str, "Result", float]
     digest = run_digest(recipe, host)
     artifact, scratch = host.artifacts / f"{digest}.safetensors", host.runs / digest
     progress = _told()
-    compress(recipe, host, artifact, scratch, progress)
+    report = compress(recipe, host, artifact, scratch, progress)
+    for stage, notes in report.notes.items():
+        print(f"{stage}: {json.dumps(notes)}", file=sys.stderr)
     subject = Subject(recipe, host, artifact, scratch, progress)
     broken = None
     for name in dict.fromkeys([*recipe.evaluation.metrics, "size", "sanity"]):
