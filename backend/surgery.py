@@ -62,7 +62,9 @@ def operate(
     if not recipe.stages or any(discover().methods[stage.method].shape == "work" for stage in recipe.stages):
         raise UserError("surgery: choose one or more methods that work on single linears")
     if own := next((stage.text for stage in recipe.stages if stage.text), None):
-        raise UserError(f"surgery: one text serves all stages, so {own[:60]!r} cannot be; allowed: text empty")
+        raise UserError(
+            f"surgery: one text serves all stages, so {own[:60]!r} cannot be; allowed: text empty"
+        )
     check_layers(recipe, layout.layers, layout.positions)
     progress(Update("open", 0, 3, model))
     opened, tokenizer, windows, states, answers = _patient(model, calibration.text, host)

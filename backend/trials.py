@@ -158,7 +158,6 @@ class Trials:
 
         return chain
 
-
     @cached_property
     def _windows(self) -> Tensor:
         """Token ids [windows, length], apart from those that the levels are fitted on."""

@@ -128,9 +128,8 @@ def test_the_error_before_a_text_of_its_own_was_seen_by_the_earlier_statistics(t
 
 
 def test_levels_that_would_be_made_on_another_text_are_refused():
-    stages = [
-        {"method": "allocate.dp", "params": {}}, {"method": "quantize.gptq", "params": {}}, eora("wikipedia-fr")
-    ]  # fmt: skip
+    planned = [{"method": "allocate.dp", "params": {}}, {"method": "quantize.gptq", "params": {}}]
+    stages = [*planned, eora("wikipedia-fr")]
     with pytest.raises(UserError, match="makes every level on the text of the calibration"):
         parse_recipe({"model": "m", "stages": stages})
-    assert parse_recipe({"model": "m", "stages": [*stages[:2], eora()]})
+    assert parse_recipe({"model": "m", "stages": [*planned, eora()]})
