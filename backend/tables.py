@@ -1,8 +1,8 @@
 """Embeddings and output head: a row for each token, compressed where a stage names them.
 
 A stage reaches them by an `only` that matches no linear of a block, such as `model.embed_tokens` or
-`lm_head`, with a method that needs no statistics. Where head and embedding are one tensor they stay one. What a table
-is stored as is decoded into a plain one when the artifact is opened.
+`lm_head`, with a method that needs no statistics. Where head and embedding are one tensor they stay one. What
+a table is stored as is decoded into a plain one when the artifact is opened.
 """
 
 import math
@@ -31,7 +31,7 @@ class Tables:
     originals: dict[str, Tensor] = field(default_factory=dict)
 
     def apply(self, walk: "Walk", stages: Sequence[tuple[int, Stage]], label: str) -> None:
-        """Let the numbered stages of a walk work on the tables that they name, and put these into the model."""
+        """Let the numbered stages of a walk work on the tables that they name; the model has these afterwards."""
         for name in walk.layout.tables:
             chain = table_stages(stages, name, walk.layout.layers)
             if not chain:
