@@ -31,7 +31,7 @@ class Tables:
     originals: dict[str, Tensor] = field(default_factory=dict)
 
     def apply(self, walk: "Walk", stages: Sequence[tuple[int, Stage]], label: str) -> None:
-        """Let the numbered stages of a walk work on the tables that they name; the model has these afterwards."""
+        """Let the numbered stages of a walk work on the tables that they name; the model has them then."""
         for name in walk.layout.tables:
             chain = table_stages(stages, name, walk.layout.layers)
             if not chain:
