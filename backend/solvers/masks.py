@@ -7,6 +7,7 @@ Learned masks: of each M consecutive inputs of a row N are kept, in one of K = C
     start: g = n + 0.01 alpha (P_k · m0 - N²/M),   n ~ N(0, 0.01²),  m0 a mask to start from
 """
 
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 # Spread of the logits where nothing is known.
 SPREAD = 0.01
+# κ; and τ at the first and at the last step.
+_SCALE = 100.0
+_TEMPERATURE = (1.0, 0.1)
 
 
 def keep_pattern(scores: Tensor, pattern: str) -> Tensor:
@@ -95,3 +99,27 @@ def decided(logits: Tensor) -> Tensor:
     """Logits [K, groups] under which no noise changes the choice."""
     best = torch.zeros_like(logits, dtype=torch.bool).scatter_(0, logits.argmax(dim=0, keepdim=True), True)
     return torch.zeros_like(logits).masked_fill_(~best, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Patterns [K, M], how firmly a start is believed, and the share of noise in start and draws."""
+
+    table: Tensor
+    alpha: float
+    noise: float
+
+    def first(self, start: Tensor, rng: torch.Generator) -> Tensor:
+        """Logits [K, groups] to start from."""
+        return first_logits(start, self.table.to(start), self.alpha, rng, self.noise)
+
+    def soft(self, logits: Tensor, shape: tuple[int, ...], share: float, rng: torch.Generator) -> Tensor:
+        """A soft mask at a share of the way; it hardens from step to step."""
+        scaled, (hot, cold) = _SCALE * logits, _TEMPERATURE
+        if self.noise:
+            scaled = scaled + self.noise * gumbel(logits, rng)
+        return soft_mask(scaled, self.table.to(logits), hot * (cold / hot) ** share, shape)
+
+    def hard(self, logits: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The mask that the logits stand for."""
+        return hard_mask(logits, self.table.to(logits), shape)

@@ -15,7 +15,6 @@ Fang et al., MaskLLM, arXiv 2409.17481, section 3.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
@@ -33,9 +32,6 @@ from backend.solvers.blockwise import Fit, Values, fit, gradients, relative_erro
 from backend.solvers.longrun import descend
 from backend.views import Block, Layer, Work
 
-# κ; and τ at the first and at the last step.
-_SCALE = 100.0
-_TEMPERATURE = (1.0, 0.1)
 _JUDGEMENTS = 10
 
 Fixed = Annotated[Literal["2:4", "1:4"], Field(description="Keep N of every M consecutive inputs")]
@@ -60,34 +56,6 @@ Noise = Annotated[
 ]
 Reward = Annotated[float, Field(ge=0.0, le=1.0, description="Reward for keeping large weights; falls to 0")]
 _WANDA = {"method": "prune.wanda", "params": {"pattern": "2:4"}}
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    table: Tensor
-    samples: int
-    epochs: int
-    batch: int
-    rate: float
-    alpha: float
-    noise: float
-    reward: float
-
-    def first(self, start: Tensor, rng: torch.Generator) -> Tensor:
-        """Logits [K, groups] to start from."""
-        return masks.first_logits(start, self.table.to(start), self.alpha, rng, self.noise)
-
-    def drawn(self, weight: Tensor, logits: Tensor, share: float, rng: torch.Generator) -> Tensor:
-        """The weight behind a soft mask at a share of the way."""
-        scaled, (hot, cold) = _SCALE * logits, _TEMPERATURE
-        if self.noise:
-            scaled = scaled + self.noise * masks.gumbel(logits, rng)
-        temperature = hot * (cold / hot) ** share
-        return weight * masks.soft_mask(scaled, self.table.to(logits), temperature, weight.shape)
-
-    def mask(self, logits: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The mask that the logits stand for."""
-        return masks.hard_mask(logits, self.table.to(logits), shape)
 
 
 @method(
@@ -123,9 +91,9 @@ def maskllm(
         if work.covers(layer.name)
     }
     with gradients():
-        table = masks.patterns_of(pattern)
-    lesson = _Lesson(table, samples, epochs, batch, learning_rate, alpha, noise, reward)
-    (_of_text if objective == "text" else _of_blocks)(work, starts, lesson)
+        choice = masks.Choice(masks.patterns_of(pattern), alpha, noise)
+    learn = _of_text if objective == "text" else _of_blocks
+    learn(work, starts, choice, samples, epochs, batch, learning_rate, reward)
 
 
 def _start(layer: Layer, prior: str, start: str, pattern: str) -> Tensor:
@@ -144,14 +112,17 @@ def _start(layer: Layer, prior: str, start: str, pattern: str) -> Tensor:
     return masks.wanted_shares(scores.square(), mask, of) if start == "scores" else mask.float()
 
 
-def _of_blocks(work: Work, starts: Values, lesson: _Lesson) -> None:
+def _of_blocks(
+    work: Work, starts: Values, choice: masks.Choice, samples: int, epochs: int, batch: int, rate: float,
+    reward: float,
+) -> None:  # fmt: skip
     told = work.kept.load() or {}
-    for block in work.blocks(lesson.samples, lesson.batch):
+    for block in work.blocks(samples, batch):
         with gradients(), torch.no_grad():
             weights = {name: layer.weight.clone() for name, layer in block.layers.items()}
-            found = _block(block, weights, starts, lesson)
+            found = _block(block, weights, starts, choice, epochs, batch, rate, reward)
             for name, weight in weights.items():
-                mask = lesson.mask(found.values[name], weight.shape)
+                mask = choice.hard(found.values[name], weight.shape)
                 block.parts[name] = (Sparse.keep(weight, mask, block.layers[name].dtype),)
         told[str(block.number)] = torch.tensor([found.losses[0], found.losses[found.best]])
         work.kept.save(told)
@@ -160,45 +131,55 @@ def _of_blocks(work: Work, starts: Values, lesson: _Lesson) -> None:
         work.report[f"held-out error {words}, by block"] = errors
 
 
-def _block(block: Block, weights: Values, starts: Values, lesson: _Lesson) -> Fit:
-    first = {name: lesson.first(starts[name].clone(), block.rng) for name in weights}
-    steps = lesson.epochs * -(-len(split(len(block.inputs))[0]) // lesson.batch)
+def _block(
+    block: Block, weights: Values, starts: Values, choice: masks.Choice, epochs: int, batch: int, rate: float,
+    reward: float,
+) -> Fit:  # fmt: skip
+    first = {name: choice.first(starts[name].clone(), block.rng) for name in weights}
+    steps = epochs * -(-len(split(len(block.inputs))[0]) // batch)
     taken = 0
 
     def loss(values: Mapping[str, Tensor], some: Tensor) -> Tensor:
         nonlocal taken
         share = min(taken / steps, 1.0)
-        taken += torch.is_grad_enabled()
+        learning = torch.is_grad_enabled()
+        taken += learning
         linears, kept = {}, torch.zeros(())
         for name, weight in weights.items():
-            now = lesson.drawn(weight, values[name], share, block.rng)
+            now = weight * choice.soft(values[name], weight.shape, share, block.rng)
             linears[name] = partial(linear, weight=now, bias=block.biases[name])
-            kept = kept + now.square().sum() if lesson.reward else kept
+            kept = kept + now.square().sum() if reward and learning else kept
         lost = relative_error(block.outputs(block.inputs[some], linears), block.targets[some])
-        return lost - lesson.reward * (1 - share) * kept
+        return lost - reward * (1 - share) * kept
 
     return fit(
-        first, {name: torch.ones(()) for name in first}, loss, len(block.inputs), lesson.batch, lesson.epochs,
-        dict.fromkeys(first, lesson.rate), block.rng, block.told,
+        first, {name: torch.ones(()) for name in first}, loss, len(block.inputs), batch, epochs,
+        dict.fromkeys(first, rate), block.rng, block.told,
         as_stored=lambda values: {name: masks.decided(logits) for name, logits in values.items()},
     )  # fmt: skip
 
 
-def _of_text(work: Work, starts: Values, lesson: _Lesson) -> None:
+def _of_text(
+    work: Work, starts: Values, choice: masks.Choice, samples: int, epochs: int, batch: int, rate: float,
+    reward: float,
+) -> None:  # fmt: skip
     with gradients(), torch.no_grad():
         layers = {layer.name: layer for layer in work.layers("nothing") if layer.name in starts}
         weights = {name: layer.weight.clone() for name, layer in layers.items()}
-        logits = {name: lesson.first(start.clone(), work.rng) for name, start in starts.items()}
-        tokens, loss = work.tokens[: lesson.samples], work.loss()
+        logits = {name: choice.first(start.clone(), work.rng) for name, start in starts.items()}
+        tokens, loss = work.tokens[:samples], work.loss()
         learned, judges = split(len(tokens))
 
         def slopes(values: Values, some: Tensor, share: float, rng: torch.Generator) -> Values:
             with torch.enable_grad():
                 leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-                now = {name: lesson.drawn(weights[name], leaf, share, rng) for name, leaf in leaves.items()}
+                now = {
+                    name: weights[name] * choice.soft(leaf, weights[name].shape, share, rng)
+                    for name, leaf in leaves.items()
+                }
                 # Masks are drawn once a step, and one sample's graph at a time is in memory.
                 ends = {name: made.detach().requires_grad_() for name, made in now.items()}
-                felt = {name: -2 * lesson.reward * (1 - share) * made.detach() for name, made in now.items()}
+                felt = {name: -2 * reward * (1 - share) * made.detach() for name, made in now.items()}
                 for one in some:
                     lost = loss(tokens[one][None], ends) / len(some)
                     for name, slope in zip(ends, torch.autograd.grad(lost, list(ends.values())), strict=True):
@@ -207,14 +188,14 @@ def _of_text(work: Work, starts: Values, lesson: _Lesson) -> None:
             return dict(zip(leaves, found, strict=True))
 
         def judged(values: Values) -> float:
-            now = {name: weight * lesson.mask(values[name], weight.shape) for name, weight in weights.items()}
+            now = {name: weight * choice.hard(values[name], weight.shape) for name, weight in weights.items()}
             return sum(float(loss(tokens[one][None], now)) for one in judges) / len(judges)
 
         def packed(values: Values) -> Values:
-            return {name: pack(lesson.mask(values[name], weights[name].shape), 1) for name in values}
+            return {name: pack(choice.hard(values[name], weights[name].shape), 1) for name in values}
 
         found = descend(
-            logits, slopes, judged, packed, learned, lesson.batch, lesson.epochs, _JUDGEMENTS, lesson.rate,
+            logits, slopes, judged, packed, learned, batch, epochs, _JUDGEMENTS, rate,
             work.rng.initial_seed(), work.kept, work.told,
         )  # fmt: skip
         for name, weight in weights.items():
