@@ -9,7 +9,8 @@ Alternating minimisation in float64 from that SVD, so it never fits worse. The p
 are solved in part converge too, which pays for ranks of hundreds; here each step is solved exactly.
 Right after pruning only: values on a grid cannot absorb. The kept values become W - B A, so an update of them
 by the pruning method is lost. Stores the mask and values of pruning, and what compensate.svd stores.
-Knows sizes of channels and not how they move together; compensate.eora does, and leaves less output error.
+Knows sizes of channels and not how they move together: compensate.eora does, and leaves less output error on
+the text that it saw.
 Gu et al., Low rank matrix completion via robust alternating minimization, arXiv 2302.11068.
 """
 
