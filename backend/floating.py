@@ -5,12 +5,12 @@ from typing import Self
 
 from torch import Tensor
 
-from backend.parts import _Coded, pack
+from backend.parts import Coded, flat, pack
 from backend.solvers.floats import float_codes, float_values
 
 
 @dataclass(frozen=True, eq=False)
-class Float(_Coded):
+class Float(Coded):
     """Codes of a sign, `exponent_bits` and the rest mantissa, times a scale: see backend/solvers/floats.py.
 
     scales [out, groups] float16, or float32 where that would lose digits. With a mask only the kept codes are
@@ -46,4 +46,4 @@ class Float(_Coded):
     def dense(self) -> Tensor:
         mantissa_bits = self.width - 1 - self.exponent_bits
         units = self._decoded(lambda codes: float_values(codes, self.exponent_bits, mantissa_bits))
-        return (units.view(*self.scales.shape, -1) * self.scales.float()[..., None]).view(self.shape)
+        return flat(self.in_groups(units) * self.scales.float()[..., None], self.shape[1]).contiguous()

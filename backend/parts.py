@@ -138,7 +138,7 @@ class Sparse(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class _Coded(Part):
+class Coded(Part):
     """Codes packed to `width` bits; with a mask only those of the kept weights are stored."""
 
     width: int
@@ -150,6 +150,16 @@ class _Coded(Part):
     def kept(self) -> Tensor | None:
         """Mask [out, in] of the stored positions, or None when all are stored."""
         return None if self.mask is None else _bitmap(self.mask, self.shape)
+
+    def plain_codes(self) -> Tensor:
+        """The code of every weight [out, in] uint8; 0 where none is stored."""
+        return self._decoded(Tensor.float).to(torch.uint8)
+
+    def in_groups(self, matrix: Tensor) -> Tensor:
+        """[rows, groups, group] of a matrix [rows, inputs], a shorter last group filled with zeros."""
+        lacks = 0 if self.group_size == GROUPED_ROW else -matrix.shape[1] % self.group_size
+        groups = groups_of(matrix.shape[1] + lacks, self.group_size)
+        return functional.pad(matrix, (0, lacks)).reshape(len(matrix), groups, -1)
 
     def _decoded(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """`value` of every stored code, in place [out, in] float32; zero where nothing is stored."""
@@ -164,7 +174,7 @@ class _Coded(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class Grid(_Coded):
+class Grid(Coded):
     """Integer codes c on uniform grids scale * (c - zero), one grid per row and group of inputs.
 
     scales [out, groups]; zeros are packed to `width` bits, or float16 [out, groups] where the zero point is
@@ -211,10 +221,10 @@ class Grid(_Coded):
         zero = float(2 ** (self.width - 1)) if zeros is None else zeros.float()[..., None]
         codes = self._decoded(Tensor.float)
         turned = codes.T if self.transposed else codes
-        grouped = turned.reshape(*self.scales.shape, -1)
-        out = ((grouped - zero) * self.scales.float()[..., None]).view_as(turned)
-        out = out.T.contiguous() if self.transposed else out
-        return out if kept is None else out * kept
+        grouped = self.in_groups(turned)
+        out = flat((grouped - zero) * self.scales.float()[..., None], turned.shape[1])
+        out = out.T if self.transposed else out
+        return out.contiguous() if kept is None else out * kept
 
     def zero_points(self) -> Tensor | None:
         """Zeros [out, groups] as `encode` takes them, or None on a symmetric grid."""
@@ -224,7 +234,7 @@ class Grid(_Coded):
 
 
 @dataclass(frozen=True, eq=False)
-class Codebook(_Coded):
+class Codebook(Coded):
     """Codes into one table of levels, times a scale for each row and group of inputs: scale * table[code].
 
     table [levels] float32; scales [out, groups] in a float type, or uint8 codes where the scales are
@@ -266,10 +276,9 @@ class Codebook(_Coded):
         )
 
     def dense(self) -> Tensor:
-        rows, inputs = self.shape
         size = _decoded_scales(self.scales, self.centre, self.steps)
         levels = self._decoded(lambda codes: self.table[codes.long()])
-        return (levels.view(rows, size.shape[1], -1) * size[..., None]).view(rows, inputs)
+        return flat(self.in_groups(levels) * size[..., None], self.shape[1]).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -455,6 +464,11 @@ def grid_codes(grouped: Tensor, scales: Tensor, zeros: Tensor | None, width: int
         (units + zero).round() if zeros is not None and zeros.dtype == torch.float16 else units.round() + zero
     )
     return codes.clamp(0, 2**width - 1)
+
+
+def flat(grouped: Tensor, inputs: int) -> Tensor:
+    """The matrix [rows, inputs] of its groups [rows, groups, group], without what fills the last one."""
+    return grouped.flatten(1)[:, :inputs]
 
 
 def groups_of(inputs: int, group_size: int) -> int:

@@ -31,6 +31,7 @@ from backend.feed import Feed
 from backend.fisher import weight_gradients
 from backend.host import Host
 from backend.models import ModelFacts, facts
+from backend.padding import applied
 from backend.parts import CompressedLinear, Factors, Input, Part, inputs_of
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers, planned_stages
@@ -331,7 +332,7 @@ class Walk:
             params = method.params.model_validate(stage.params).model_dump()
             layer = self.layer(name, parts, statistics, f"{name}|{number}")
             with self.report.timed(f"stage {number}, {stage.method}"):
-                parts = (*inputs_of(parts), *method.fn(layer, **params))
+                parts = (*inputs_of(parts), *applied(method, layer, params))
             rows.append(self.row(name, number, stage.method, parts, statistics, time.perf_counter() - start))
         return parts, rows
 

@@ -421,8 +421,9 @@ def _check_divides(stage: Stage, layers: Mapping[str, tuple[int, int]], where: s
     group = stage.params.get("group_size", GROUPED_ROW)
     pattern = stage.params.get("pattern", "free")
     widths = sorted({inputs for _, inputs in layers.values()})
+    pads = discover().methods[stage.method].pads
     for name, (_, inputs) in layers.items():
-        if group != GROUPED_ROW and inputs % group:
+        if group != GROUPED_ROW and inputs % group and not pads:
             common = [size for size in range(8, 513) if all(width % size == 0 for width in widths)]
             allowed = ", ".join(map(str, [size for size in common if size % 8 == 0] or common))
             raise UserError(

@@ -56,6 +56,7 @@ class Method:
     `shrinks` says what layout is left by a method that makes the model itself smaller.
     `follows` is the one kind of stage that may have worked on a linear before it.
     `unties` gives the head weights of its own; `inputs` says that it leaves the weights alone.
+    `pads` says that a group may be cut short by the end of a row: its parts are codes and outliers alone.
     `stored` counts the bytes of what replaces a linear's values, from its shape and the parameters alone.
     """
 
@@ -78,6 +79,7 @@ class Method:
     scores: Scores | None = None
     passes: Scores | None = None
     shrinks: Shrinks | None = None
+    pads: bool = False
     follows: str | None = None
 
     @property
@@ -117,6 +119,7 @@ def method(
     scores: Scores | None = None,
     passes: Scores | None = None,
     shrinks: Shrinks | None = None,
+    pads: bool = False,
     follows: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
@@ -125,7 +128,7 @@ def method(
         fn.__dict__["method"] = {
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
             "keeps": keeps, "unties": unties, "inputs": inputs, "tries": tries, "scores": scores,
-            "passes": passes, "shrinks": shrinks, "follows": follows,
+            "passes": passes, "shrinks": shrinks, "pads": pads, "follows": follows,
         }  # fmt: skip
         return fn
 
@@ -185,7 +188,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
         facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
         facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
-        facts["passes"], facts["shrinks"], facts["follows"],
+        facts["passes"], facts["shrinks"], facts["pads"], facts["follows"],
     )  # fmt: skip
 
 

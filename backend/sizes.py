@@ -22,7 +22,7 @@ class Matrix:
 
     def groups(self, group_size: int) -> int:
         """How many groups the matrix has."""
-        return self.rows * (1 if group_size == GROUPED_ROW else self.inputs // group_size)
+        return self.rows * (1 if group_size == GROUPED_ROW else -(-self.inputs // group_size))
 
 
 def whole_bytes(bits: int) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from backend.padding import applied
 from backend.parts import Part, combined
 from backend.recipe import Stage, table_stages
 from backend.registry import discover
@@ -63,7 +64,7 @@ class Tables:
             params = method.params.model_validate(stage.params).model_dump()
             layer = Layer(name, weight, parts, nothing, walk.rng(f"{name}|{number}"), dtype)
             with walk.report.timed(f"stage {number}, {stage.method}"):
-                parts = method.fn(layer, **params)
+                parts = applied(method, layer, params)
             now = combined(parts)
             if not bool(torch.isfinite(now).all()):
                 raise RuntimeError(

@@ -170,7 +170,7 @@ def test_claims_prints_a_verdict_with_paired_noise_and_fails_when_a_run_does(cal
 
     # Groups of 64 do not divide the 32 inputs of the narrow model: told, and the exit code says so.
     code, out, err = call(
-        "claims", "quantize.gptq", "prune.wanda", "--model", recipe["model"], *conditions[2:]
+        "claims", "quantize.adadim", "prune.wanda", "--model", recipe["model"], *conditions[2:]
     )
     assert code == 1
     first, second = map(json.loads, out.splitlines())

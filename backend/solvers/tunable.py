@@ -14,7 +14,7 @@ from torch import Tensor
 from backend.factors import CodedFactors
 from backend.floating import Float
 from backend.mixed import Mixed
-from backend.parts import Codebook, Grid, LowRank, Outliers, Part, Sparse, pack
+from backend.parts import Codebook, Grid, LowRank, Outliers, Part, Sparse, flat, pack
 from backend.planes import Planes, blocked, unblocked
 
 # Largest value of a stored type, a little below its end.
@@ -116,10 +116,10 @@ def _places(part: Grid, wanted: Tensor) -> Tensor:
     scales, zeros = part.scales.float()[..., None], part.zero_points()
     zero = float(2 ** (part.width - 1)) if zeros is None else zeros.float()[..., None]
     now, aim = (matrix.T if part.transposed else matrix for matrix in (part.dense(), wanted))
-    codes = (now.reshape(*part.scales.shape, -1) / scales + zero).round()
-    away = ((aim - now).reshape(codes.shape) / scales).clamp(-_WITHIN, _WITHIN)
+    codes = (part.in_groups(now) / scales + zero).round()
+    away = (part.in_groups(aim - now) / scales).clamp(-_WITHIN, _WITHIN)
     # At the ends of the grid a place has no gradient from beyond.
-    places = (codes + away).clamp(0, 2**part.width - 1).view_as(now)
+    places = flat((codes + away).clamp(0, 2**part.width - 1), now.shape[1])
     return (places.T if part.transposed else places).contiguous()
 
 
@@ -141,7 +141,7 @@ def _of_scales(part: Grid | Codebook | Float | Mixed) -> Decode:
     units = units.T.contiguous() if turned else units.clone()
     if isinstance(part, Mixed):
         return lambda values: units * values["scales"][:, None]
-    grouped = units.view(*part.scales.shape, -1)
+    grouped, inputs = part.in_groups(units), units.shape[1]
     zeros = None if not isinstance(part, Grid) else part.zero_points()
     zero = float(2 ** (part.width - 1)) if zeros is None else zeros.float()[..., None]
 
@@ -149,9 +149,9 @@ def _of_scales(part: Grid | Codebook | Float | Mixed) -> Decode:
         steps = grouped
         if "codes" in values:
             codes = _rounded(values["codes"], part.width)
-            steps = (codes.T if turned else codes).reshape(grouped.shape) - (0.0 if floating else zero)
+            steps = part.in_groups(codes.T if turned else codes) - (0.0 if floating else zero)
         shifted = steps - values["zeros"][..., None] if floating else steps
-        out = (shifted * values["scales"][..., None]).view_as(units)
+        out = flat(shifted * values["scales"][..., None], inputs)
         out = out.T if turned else out
         # Pruned weights decode to zero from their own code, but not from every other.
         return out if kept is None or not (floating or "codes" in values) else out * kept

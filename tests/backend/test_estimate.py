@@ -147,4 +147,4 @@ def test_more_calibration_takes_longer_and_history_sets_the_rates(make, host):
 
 def test_a_run_that_cannot_work_is_refused_with_the_reason(make, host):
     with pytest.raises(UserError, match="does not divide"):
-        estimate(make(stage("quantize.rtn", group_size=48)), host)
+        estimate(make(stage("quantize.hlq", group_size=48)), host)

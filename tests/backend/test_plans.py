@@ -99,14 +99,14 @@ def test_a_plan_that_cannot_work_is_refused_in_one_sentence(asked, plan, told):
 
 
 @pytest.mark.parametrize(
-    ("plan", "told"),
+    ("method", "plan", "told"),
     [
-        ({"model.layers.9.up": {"bits": 3}}, "is no linear"),
-        ({Q: {"group_size": 24}}, "does not divide the 32"),
+        ("quantize.gptq", {"model.layers.9.up": {"bits": 3}}, "is no linear"),
+        ("quantize.adadim", {Q: {"group_size": 24}}, "does not divide the 32"),
     ],
 )
-def test_a_plan_that_does_not_fit_the_model_is_refused(asked, host, plan, told):
-    recipe = asked(plan=plan)
+def test_a_plan_that_does_not_fit_the_model_is_refused(asked, host, method, plan, told):
+    recipe = asked(plan=plan, stages=[{"method": method, "params": {"group_size": 16}}])
     layout = facts(recipe.model, host)
     with pytest.raises(UserError, match=told):
         check_layers(recipe, layout.layers, layout.positions)

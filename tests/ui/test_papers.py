@@ -9,6 +9,7 @@ from ui.claim_card import citation, claim_card, state
 from ui.pages import papers
 from ui.standings import claiming, standings
 
+ADADIM = "quantize.adadim"
 WANDA, GPTQ, SVD = "prune.wanda", "quantize.gptq", "compensate.svd"
 
 
@@ -163,8 +164,8 @@ def test_a_run_under_way_shows_how_far_it_is_and_a_failed_one_why(jobs, wide, st
 def test_a_claim_that_does_not_fit_the_model_says_so_on_its_card(jobs, tiny):
     narrow = (tiny.model, tiny.text, "quick")
     problems = papers.queue_missing(jobs, *narrow, "all", "ada")
-    assert "group_size is 64, which does not divide" in problems[GPTQ]
-    assert problems[GPTQ] in papers.overview(jobs, *narrow, problems)
+    assert "group_size is 64, which does not divide" in problems[ADADIM]
+    assert problems[ADADIM] in papers.overview(jobs, *narrow, problems)
     assert results.queue(jobs.database) == []
 
 

@@ -75,6 +75,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 @method(
     paper="arXiv:2305.14314",
     stored=_stored,
+    pads=True,
     claim=Claim(
         "NF4 loses less than a symmetric 4-bit grid at blocks of 64",
         better=({"method": "quantize.codebook", "params": {"table": "nf4", "group_size": 64}},),

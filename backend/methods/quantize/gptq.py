@@ -22,6 +22,7 @@ from backend.views import Layer
     paper="arXiv:2210.17323",
     needs="gram",
     stored=grid_bytes,
+    pads=True,
     claim=Claim(
         "GPTQ loses less than rounding to nearest at the same bytes",
         better=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": 64}},),

@@ -35,6 +35,7 @@ Rounds = Annotated[int, Field(ge=0, le=1000, description="Rounds of the splittin
 @method(
     paper="https://mobiusml.github.io/hqq_blog/",
     stored=float_zero_bytes,
+    pads=True,
     claim=Claim(
         "Moving the zero point loses less than rounding with a float zero at the same bytes",
         better=({"method": "quantize.hqq", "params": {"bits": 3, "group_size": 64}},),

@@ -48,6 +48,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     paper="arXiv:2310.16836",
     needs="gram",
     stored=_stored,
+    pads=True,
     claim=Claim(
         "Searched 3-bit floats lose less than symmetric 3-bit integers at the same bytes",
         better=({"method": "quantize.llm_fp4", "params": {"bits": 3, "group_size": 64}},),

@@ -50,6 +50,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     paper="arXiv:2309.01885",
     needs="gram",
     stored=_stored,
+    pads=True,
     claim=Claim(
         "Coordinate descent after GPTQ loses less than GPTQ at the same bytes",
         better=({"method": "quantize.quantease", "params": {"bits": 3, "group_size": 64, "start": "gptq"}},),

@@ -34,7 +34,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     return float_zero_bytes(matrix, params) if free else grid_bytes(matrix, params)
 
 
-@method(paper="arXiv:2210.17323", stored=_stored)
+@method(paper="arXiv:2210.17323", stored=_stored, pads=True)
 def rtn(
     layer: Layer,
     *,
