@@ -17,7 +17,10 @@ WANDA, GPTQ, SVD = "prune.wanda", "quantize.gptq", "compensate.svd"
 def wide(tmp_path_factory, tiny):
     """A model that groups of 64 divide and that reads 1024 tokens, and a text: (model, text, effort)."""
     folder = tmp_path_factory.mktemp("wide")
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "max_position_embeddings": 1024}
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "max_position_embeddings": 1024,
+        "num_hidden_layers": 5,
+    }  # fmt: skip
     return str(make_model(folder / "model", **sizes)), tiny.text, "quick"
 
 

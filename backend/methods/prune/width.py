@@ -7,8 +7,8 @@
     magnitude   sum of w²;   random for comparison
 
 The least important units of each block go, equally many in every block, since an ordinary configuration has
-one width for all; first and last blocks, which lose most, are no exception here. MLP widths stay multiples
-of 64 (or of 8) where they were, so that groups still divide them. A model whose configuration ties the width
+one width for all; first and last blocks, which lose most, are no exception here. Large MLP widths stay
+multiples of 64 (or of 8) where they were, so that groups still divide them. A model whose configuration ties the width
 of a head to the number of heads (OPT, GPT-2, GPT-NeoX) keeps its heads. Gradients are those of the stored
 type. Local pruning, element-wise first-order importance: LLM-Pruner, arXiv 2305.11627, equation 5.
 """
@@ -32,8 +32,9 @@ Score = Annotated[
     Field(description="What tells how important one is"),
 ]
 Samples = Annotated[int, Field(ge=1, le=4096, description="Calibration samples whose gradients are taken")]
-# Widths that groups and hardware like.
+# Widths that groups and hardware like; a step is at most this share of the width.
 _STEPS = (64, 8)
+_FINE = 1 / 16
 
 
 def _kept(layout: Any, params: Mapping[str, Any]) -> tuple[int, int]:
@@ -46,7 +47,7 @@ def _kept(layout: Any, params: Mapping[str, Any]) -> tuple[int, int]:
             "number; allowed: channels"
         )
     left = channels - int(params["ratio"] * channels)
-    step = next((step for step in _STEPS if channels % step == 0), 1)
+    step = next((step for step in _STEPS if channels % step == 0 and step <= _FINE * channels), 1)
     left = -(-left // step) * step
     less = heads - int(params["ratio"] * heads)
     if (less == heads) if asked == "heads" else (left == channels):

@@ -8,10 +8,10 @@ Masks stay, and not a byte is added. AdamW in float32, in units of a scale's own
 for a code or zero point, of their root mean square for values and factors. Every eighth sample only judges:
 of the start and all epochs what loses least there, as it will be stored, is kept. Whole-number zero points
 and sums of powers of two stay as they are. Takes about 20 minutes on one core for 135 million weights.
-With the codes fixed it is the block-wise stage of ELUTQ, arXiv 2510.19482, and of DB-LLM, arXiv 2402.11960.
-With codes that move it is Block-AP of EfficientQAT, arXiv 2407.11062: each weight keeps a place on its grid
-in float32 while it learns, which begins between its code and the dense weight, counts by what it rounds to,
-and takes the gradient of what it rounds to.
+With codes that move, each weight keeps a place on its grid in float32 while it learns, which begins between
+its code and the dense weight, counts by what it rounds to, and takes the gradient of what it rounds to: that
+is Block-AP of EfficientQAT, arXiv 2407.11062. With the codes fixed it is the block-wise stage of DB-LLM,
+arXiv 2402.11960, and of ELUTQ, arXiv 2510.19482.
 """
 
 from collections.abc import Mapping

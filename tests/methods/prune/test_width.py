@@ -119,10 +119,8 @@ def test_too_small_a_share_is_refused_instead_of_doing_nothing(host, tmp_path):
         estimate(asked(folder, tmp_path, stage(units="heads", ratio=0.3)), host)
 
 
-def test_widths_stay_multiples_that_groups_divide(host, tmp_path):
-    folder = make_model(tmp_path / "model", **WIDE)
-    recipe = asked(folder, tmp_path, stage(ratio=0.2, score="magnitude"))
-    with pytest.raises(UserError, match="leaves all 128 channels"):
-        estimate(recipe, host)
-    artifact, _ = made(folder, host, tmp_path, stage(ratio=0.6, score="magnitude"))
-    assert open_artifact(artifact, host).model.config.intermediate_size == 64
+@pytest.mark.parametrize(("before", "kept"), [(1024, 832), (128, 104), (120, 96), (100, 80)])
+def test_widths_stay_multiples_that_groups_divide(host, tmp_path, before, kept):
+    folder = make_model(tmp_path / "model", intermediate_size=before)
+    artifact, _ = made(folder, host, tmp_path, stage(ratio=0.2, score="magnitude"))
+    assert open_artifact(artifact, host).model.config.intermediate_size == kept
