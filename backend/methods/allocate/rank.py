@@ -7,7 +7,8 @@ Takes the largest gains while the bytes of rank `rank` everywhere pay for them; 
 ranks leave a smaller weighted sum of errors, but for the last few bytes. Errors are those that the stages
 before this one made, on inputs that went through them; plans `rank` for the stages after it and stores
 nothing itself.
-Output errors add up here; what the rest of the model makes of them is not seen.
+Output errors add up here; what the rest of the model makes of them is not seen, and can be more than a plan
+gains. Absolute errors put nearly all rank where outputs are large, which the model may hardly feel.
 The spectra are those of Liu et al., EoRA, arXiv 2410.21271; a fixed budget spread by gain is Fox, 1966.
 """
 

@@ -9,8 +9,8 @@ Alternating minimisation in float64 from that SVD, so it never fits worse. The p
 are solved in part converge too, which pays for ranks of hundreds; here each step is solved exactly.
 Right after pruning only: values on a grid cannot absorb. The kept values become W - B A, so an update of them
 by the pruning method is lost. Stores the mask and values of pruning, and what compensate.svd stores.
-Knows sizes of channels and not how they move together: compensate.eora does, and leaves less output error on
-the text that it saw.
+Knows the sizes of channels and not how they move together, which compensate.eora does without moving kept
+values: which of the two leaves less output error differs from layer to layer.
 Gu et al., Low rank matrix completion via robust alternating minimization, arXiv 2302.11068.
 """
 
