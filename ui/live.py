@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import gradio as gr
 from fastapi import Request, Response
@@ -55,7 +54,8 @@ class _Answer:
 class Feed:
     """The answers of all panels, each made anew when the store has changed since, or when it is old.
 
-    `minds` names the version of the store that a panel hangs on, where that is not every write. `choices` names what the readers of all runs may choose from: its own version grows when that changes.
+    `minds` names the version of the store that a panel hangs on, where that is not every write. `choices`
+    names what the readers of all runs may choose from: its own version grows when that changes.
     """
 
     def __init__(

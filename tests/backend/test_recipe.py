@@ -101,7 +101,10 @@ def test_there_are_forty_malformed_recipes():
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ([stage("quantize.hlq", group_size=128)], ["stage 1", "is 128", "576 inputs of model.layers.0", "64, 96, 192"]),
+        (
+            [stage("quantize.hlq", group_size=128)],
+            ["stage 1", "is 128", "576 inputs of model.layers.0", "64, 96, 192"],
+        ),
         ([stage(RTN, only="*.nothing")], ["only '*.nothing' matches no linear", "model.layers.0"]),
         ([stage(RTN, only="*.q_proj"), stage(EORA)], ["stage 2", "nothing to compensate"]),
         (

@@ -61,7 +61,8 @@ def rank(work: Work, *, rank: Rank = 64, weighting: Weighting = "relative") -> N
         repaired = energies(layer.weight - layer.now, layer.statistics)
         relative = repaired / whole if whole > 0 else torch.zeros_like(repaired)
         curves.append([float(relative[told:].sum()) for told in _TOLD])
-        matrix = Matrix(*layer.weight.shape, 0, 8 * layer.dtype.itemsize)
+        rows, inputs = layer.weight.shape
+        matrix = Matrix(rows, inputs, 0, 8 * layer.dtype.itemsize)
         gains = relative if weighting == "relative" else repaired
         found[layer.name] = (gains[:_MOST].tolist(), partial(_bytes, matrix, takers))
     budget = sum(price(min(rank, len(gains))) for gains, price in found.values())
