@@ -8,9 +8,9 @@
 
 The least important units of each block go, equally many in every block, since an ordinary configuration has
 one width for all; first and last blocks, which lose most, are no exception here. Large MLP widths stay
-multiples of 64 (or of 8) where they were, so that groups still divide them. A model whose configuration ties the width
-of a head to the number of heads (OPT, GPT-2, GPT-NeoX) keeps its heads. Gradients are those of the stored
-type. Local pruning, element-wise first-order importance: LLM-Pruner, arXiv 2305.11627, equation 5.
+multiples of 64 (or of 8) where they were, so that groups still divide them. A model whose configuration ties
+the width of a head to the number of heads (OPT, GPT-2, GPT-NeoX) keeps its heads. Gradients are those of the
+stored type. Local pruning, element-wise first-order importance: LLM-Pruner, arXiv 2305.11627, equation 5.
 """
 
 from collections.abc import Iterator, Mapping
