@@ -88,7 +88,8 @@ def _sizes(recipe: Recipe, layout: ModelFacts) -> tuple[int, int, int, int, int]
         if owner in layout.layers:
             count = shape[0] * shape[1]
             value_bits = 8 * size // count
-            linears += _chain_bytes(recipe.stages_of(owner), layout.layers[owner], value_bits)
+            if owner not in layout.emptied:
+                linears += _chain_bytes(recipe.stages_of(owner), layout.layers[owner], value_bits)
         elif owner.startswith(layout.family.tables):
             embeddings += _table_bytes(recipe, layout, owner) if owner in layout.tables else size
         else:

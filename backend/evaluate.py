@@ -243,6 +243,12 @@ def capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
+def divergence(ours: Tensor, theirs: Tensor) -> float:
+    """Sum over rows of KL(softmax theirs || softmax ours) of logits [n, vocabulary] float32."""
+    q, p = ours.log_softmax(dim=1), theirs.log_softmax(dim=1)
+    return float(torch.linalg.vecdot(p.exp(), p - q).sum(dtype=torch.float64))
+
+
 def compare_logits(ours: Tensor, theirs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Scores [n] of logits `ours` against the dense model's `theirs` [n, vocabulary] float32."""
     # As `token_losses` computes them, so that a perplexity does not depend on what else was measured.

@@ -64,6 +64,7 @@ class ModelFacts:
     layers      the linears of the blocks: full name -> (out, in)
     tensors     every stored tensor: full name -> (shape, bytes); a head tied to the embedding is left out
     positions   the longest sequence the model reads, in tokens, where the configuration says so
+    emptied     as many linears, of the same shapes, as a stage will leave nothing of
     """
 
     id: str
@@ -73,6 +74,7 @@ class ModelFacts:
     tensors: dict[str, tuple[tuple[int, ...], int]]
     positions: int | None
     fingerprint: str
+    emptied: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> int:

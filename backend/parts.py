@@ -414,7 +414,8 @@ class CompressedLinear(nn.Module):
         for change in self.inputs:
             x = change(x)
         if self.only_factors:
-            y = x.new_zeros(self.out_features) if self.bias is None else self.bias
+            y = x.new_zeros(*x.shape[:-1], self.out_features)
+            y = y if self.bias is None else y + self.bias
         else:
             y = functional.linear(x, self.decode() if self.weight is None else self.weight, self.bias)
         for left, right in self.decode_factors() if self.thin is None else self.thin:
@@ -434,6 +435,12 @@ def combined(parts: tuple[Part, ...]) -> Tensor:
     for part in rest:
         total = total + part.dense()
     return total
+
+
+def gone(parts: tuple[Part, ...]) -> bool:
+    """Whether nothing is left of a weight: no stage has anything to do there."""
+    own = [part for part in parts if not isinstance(part, Input)]
+    return bool(own) and all(isinstance(part, Factors) and not part.rank for part in own)
 
 
 def inputs_of(parts: tuple[Part, ...]) -> tuple[Input, ...]:

@@ -32,7 +32,7 @@ from backend.fisher import weight_gradients
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.padding import applied
-from backend.parts import CompressedLinear, Factors, Input, Part, inputs_of
+from backend.parts import CompressedLinear, Factors, Input, Part, gone, inputs_of
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, check_layers, planned_stages
 from backend.registry import Method, Need, discover
@@ -325,7 +325,9 @@ class Walk:
     ) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
         """What numbered stages make of a linear that so far consists of `parts`; a report row each."""
         methods = discover().methods
-        rows = []
+        rows: list[dict[str, Any]] = []
+        if gone(parts):
+            return parts, rows
         for number, stage in stages:
             start = time.perf_counter()
             method = methods[stage.method]

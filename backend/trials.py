@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backend.artifacts import replace_module
 from backend.checkpoints import Checkpoints
-from backend.evaluate import final_states, logit_slices
+from backend.evaluate import divergence, final_states, logit_slices
 from backend.fisher import sensitivities
 from backend.host import Host
 from backend.models import ModelFacts
@@ -212,7 +212,7 @@ class Trials:
             states = final_states(opened, self._windows[number].to(opened.device))
             ours = logit_slices(opened.head, states, opened.softcap)
             theirs = logit_slices(opened.head, dense[number], opened.softcap)
-            total += sum(_kl(mine, their) for mine, their in zip(ours, theirs, strict=True))
+            total += sum(divergence(mine, their) for mine, their in zip(ours, theirs, strict=True))
         return total / (len(windows) * self._windows.shape[1])
 
     def _place(self, plan: Sequence[int]) -> None:
@@ -245,9 +245,3 @@ def _plain(stage: Stage, parameter: str, value: Any) -> dict[str, Any]:
     told: dict[str, Any] = {"method": stage.method, "params": {**stage.params, **given}}
     # A stage on all linears reads as it does in the database of the Budget page.
     return told if stage.only is None else {**told, "only": stage.only}
-
-
-def _kl(ours: Tensor, theirs: Tensor) -> float:
-    """Sum over rows of KL(softmax theirs || softmax ours) of logits [n, vocabulary] float32."""
-    q, p = ours.log_softmax(dim=1), theirs.log_softmax(dim=1)
-    return float(torch.linalg.vecdot(p.exp(), p - q).sum(dtype=torch.float64))

@@ -1,136 +1,173 @@
-"""Take whole blocks out of the model: it gets shallower, smaller and faster, and stays an ordinary model.
+"""Take whole blocks out of the model, or attention or MLP out of some: shallower, smaller and faster.
 
-    influence_i = 1 - mean over tokens of cos(h_i, h_{i+1})        h_i [d]: what block i is given
+    influence_i = 1 - mean over tokens of cos(h_i, h'_i)      h_i, h'_i [d]: the stream before and after it
 
-Blocks whose outputs point where their inputs did go first, all at once (ShortGPT). `greedy` takes one block
-after the other, each time the one without which the model that is left predicts the text best (SLEB); it
-reads the text once for every block still there and every block that goes. `last` takes the last ones and
-`random` any, for comparison. The blocks that stay are renumbered. Without training afterwards a small model
-survives the loss of a tenth of its blocks, not of a quarter.
-ShortGPT, arXiv 2403.03853, equation 1; SLEB, arXiv 2402.09025, algorithm 1.
+Blocks, or halves of blocks, that change the direction of the stream least go first, all at once (ShortGPT).
+`greedy` takes one after the other, each time the one without which the model that is left predicts the text
+best (SLEB). `evolution` begins with the choice of influence and swaps some that go for some that stay, as
+long as the KL from the whole model falls (EvoPress; one parent, compared on few windows, then on all).
+`last` takes the last ones and `random` any, for comparison. The blocks that stay are renumbered: the model is
+an ordinary one. A half that goes leaves its linears without a byte, but a plain model has to multiply zeros
+there. Without training afterwards a small model survives the loss of a tenth of its blocks, not of a quarter.
+SLEB, arXiv 2402.09025, algorithm 1; EvoPress, arXiv 2410.14649; ShortGPT, arXiv 2403.03853, equation 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch import Tensor
 
+from backend.artifacts import OpenModel
+from backend.depth import Piece, apart, end_of, influences, loss, members, without
+from backend.errors import UserError
+from backend.evaluate import final_states
 from backend.families import blocks_of
+from backend.parts import LowRank
 from backend.registry import Claim, method
 from backend.shrink import drop_blocks, without_blocks
+from backend.solvers.evolution import Selection, evolve
 from backend.views import Work
 
-Blocks = Annotated[int, Field(ge=1, le=512, description="How many blocks go")]
+Blocks = Annotated[int, Field(ge=1, le=512, description="From how many blocks it goes")]
+What = Annotated[Piece, Field(description="The whole block, or its attention or MLP alone")]
 Score = Annotated[
-    Literal["influence", "greedy", "last", "random"], Field(description="Which blocks go first")
+    Literal["influence", "greedy", "evolution", "last", "random"], Field(description="Which go first")
 ]
 Samples = Annotated[int, Field(ge=1, le=4096, description="How many of the calibration samples are read")]
+Generations = Annotated[int, Field(ge=1, le=1000, description="Of the evolution")]
+Offspring = Annotated[int, Field(ge=1, le=256, description="Children of a generation of the evolution")]
+# Samples that tell the children of a generation apart at first.
+_FIRST = 1
 
 
 def _left(layout: Any, params: Mapping[str, Any]) -> Any:
-    return without_blocks(layout, params["blocks"], "prune.blocks")
+    piece, count = params["piece"], params["blocks"]
+    if piece == "block":
+        return without_blocks(layout, count, "prune.blocks")
+    if params["score"] in ("influence", "evolution") and layout.config.get("use_parallel_residual"):
+        raise UserError(
+            f"prune.blocks: score is {params['score']}, but attention and MLP of this model stand side by "
+            "side, with no stream between them; allowed: greedy, last, random, or piece block"
+        )
+    if count > layout.blocks:
+        raise UserError(f"prune.blocks: blocks is {count}; this model has {layout.blocks}")
+    names = {name for block in range(count) for name in members(layout.family, piece, block)}
+    return replace(layout, emptied=layout.emptied | names)
+
+
+def _passes(params: Mapping[str, Any]) -> int:
+    searched = params["generations"] * (params["offspring"] + params["samples"])
+    return int(params["samples"] + (searched if params["score"] == "evolution" else 0))
 
 
 @method(
     paper="arXiv:2403.03853",
     needs="norms",
     shrinks=_left,
-    passes=lambda params: params["samples"],
+    passes=_passes,
     claim=Claim(
         "Leaving out the four blocks of least influence loses less than leaving out any four",
         better=({"method": "prune.blocks", "params": {"blocks": 4, "score": "influence"}},),
         worse=({"method": "prune.blocks", "params": {"blocks": 4, "score": "random"}},),
     ),
 )
-def blocks(work: Work, *, blocks: Blocks = 4, score: Score = "influence", samples: Samples = 16) -> None:
-    """The model without the chosen blocks."""
-    count = len(blocks_of(work.model, work.family))
-    tokens = work.tokens[:samples]
-    if score == "influence":
-        influences = influence(work.model, work.family, tokens, work.told)
-        work.report["influence of each block"] = [round(value, 4) for value in influences]
-        chosen = sorted(range(count), key=influences.__getitem__)[:blocks]
-    elif score == "greedy":
-        chosen = _greedy(work, tokens, blocks)
+def blocks(
+    work: Work,
+    *,
+    blocks: Blocks = 4,
+    piece: What = "block",
+    score: Score = "influence",
+    samples: Samples = 16,
+    generations: Generations = 20,
+    offspring: Offspring = 8,
+) -> None:
+    """The model without the chosen blocks, or linears of rank 0 in the chosen halves."""
+    opened = OpenModel(work.model, work.family, "", next(work.model.parameters()).device)
+    count, tokens = len(blocks_of(work.model, work.family)), work.tokens[:samples]
+    if score == "greedy":
+        chosen = _greedy(work, opened, piece, tokens, blocks)
     elif score == "last":
         chosen = list(range(count - blocks, count))
-    else:
+    elif score == "random":
         chosen = torch.randperm(count, generator=work.rng)[:blocks].tolist()
-    work.report["blocks left out"] = chosen
-    drop_blocks(work.model, work.family, chosen)
+    else:
+        found = influences(opened, piece, tokens, work.told)
+        work.report[f"influence of each {piece}"] = [round(value, 4) for value in found]
+        chosen = sorted(range(count), key=found.__getitem__)[:blocks]
+    if score == "evolution":
+        chosen = _evolved(work, opened, piece, tokens, chosen, generations, offspring)
+    work.report[f"{piece} left out of" if piece != "block" else "blocks left out"] = chosen
+    if piece == "block":
+        drop_blocks(work.model, work.family, chosen)
+        return
+    for number in chosen:
+        last: Any = work.model.get_submodule(end_of(work.family, piece, number))
+        if last.bias is not None:
+            last.bias.zero_()
+        for name in members(work.family, piece, number):
+            rows, inputs = work.layout.layers[name]
+            dtype = work.model.get_submodule(name).weight.dtype
+            nothing = torch.zeros(rows, 0), torch.zeros(0, inputs)
+            work.parts[name] = (LowRank.of(*nothing, dtype).to(opened.device),)
 
 
-def influence(model: Any, family: Any, tokens: Tensor, told: Any) -> list[float]:
-    """1 - mean cosine of each block's inputs and outputs on token ids [samples, length]."""
-    found = blocks_of(model, family)
-    sums = [0.0] * len(found)
-
-    def seen(number: int) -> Any:
-        def hook(module: nn.Module, given: tuple[Tensor, ...], out: Any) -> None:
-            after = out[0] if isinstance(out, tuple) else out
-            # Near one a cosine of sixteen bits has lost all its digits.
-            near = cosine_similarity(given[0].float(), after.float(), dim=-1)
-            sums[number] += float(near.detach().sum(dtype=torch.float64))
-
-        return hook
-
-    handles = [block.register_forward_hook(seen(number)) for number, block in enumerate(found)]
-    try:
-        for number, ids in enumerate(tokens):
-            told(number, len(tokens), f"sample {number + 1} of {len(tokens)}")
-            _states(model, family, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [1 - total / tokens.numel() for total in sums]
-
-
-def _greedy(work: Work, tokens: Tensor, wanted: int) -> list[int]:
-    found = blocks_of(work.model, work.family)
+def _greedy(work: Work, opened: OpenModel, piece: Piece, tokens: Tensor, wanted: int) -> list[int]:
+    count = len(blocks_of(work.model, work.family))
     gone: list[int] = []
-    rounds = [len(found) - number for number in range(wanted)]
-    curve, done = [], 0
-    originals = [block.forward for block in found]
-
-    def without(number: int) -> None:
-        found[number].forward = lambda states, *given, **named: states
-
-    try:
-        for _ in range(wanted):
-            losses = {}
-            for number in (number for number in range(len(found)) if number not in gone):
-                work.told(done, sum(rounds), f"block {len(gone) + 1} of {wanted}, without {number}")
-                done += 1
-                without(number)
-                losses[number] = _loss(work, tokens)
-                found[number].forward = originals[number]
-            best = min(losses, key=losses.__getitem__)
-            gone.append(best)
-            curve.append(round(losses[best], 4))
-            without(best)
-    finally:
-        for block, original in zip(found, originals, strict=True):
-            block.forward = original
-    work.report["loss after each block, nats a token"] = curve
+    curve: list[float] = []
+    total, done = sum(count - number for number in range(wanted)), 0
+    for _ in range(wanted):
+        losses = {}
+        for number in (number for number in range(count) if number not in gone):
+            work.told(done, total, f"{piece} {len(gone) + 1} of {wanted}, without {number}")
+            done += 1
+            with without(opened, piece, [*gone, number]):
+                losses[number] = loss(opened, tokens)
+        gone.append(min(losses, key=losses.__getitem__))
+        curve.append(round(min(losses.values()), 4))
+    work.report["loss after each, nats a token"] = curve
     return gone
 
 
-def _loss(work: Work, tokens: Tensor) -> float:
-    """Mean -ln Q(next token) in nats."""
-    total, head = 0.0, work.model.get_submodule(work.family.head)
-    for ids in tokens:
-        states = _states(work.model, work.family, ids)[:-1]
-        for rows, targets in zip(states.split(128), ids[1:].split(128), strict=True):
-            logits = head(rows).float()
-            cap = getattr(work.model.config, "final_logit_softcapping", None)
-            logits = logits if cap is None else cap * torch.tanh(logits / cap)
-            total += float(nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum"))
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+def _evolved(
+    work: Work,
+    opened: OpenModel,
+    piece: Piece,
+    tokens: Tensor,
+    start: Sequence[int],
+    generations: int,
+    offspring: int,
+) -> list[int]:
+    count = len(blocks_of(work.model, work.family))
+    dense = [final_states(opened, ids.to(opened.device)) for ids in tokens]
+    seen: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+    curve: list[float] = []
 
+    def lost(plan: Sequence[int], windows: Sequence[int]) -> float:
+        out, some = tuple(at for at, stays in enumerate(plan) if not stays), tuple(sorted(windows))
+        if (out, some) not in seen:
+            with without(opened, piece, out):
+                seen[out, some] = apart(opened, tokens[list(some)], [dense[at] for at in some])
+        return seen[out, some]
 
-def _states(model: Any, family: Any, ids: Tensor) -> Tensor:
-    body = model.get_submodule(family.blocks.split(".", 1)[0])
-    return body(input_ids=ids[None].to(model.device), use_cache=False).last_hidden_state[0]
+    def told(generation: int, plan: Sequence[int], best: float) -> None:
+        curve.append(round(best, 5))
+        work.told(generation + 1, generations, f"KL {best:.4g}")
+
+    rounds = [Selection(_FIRST, max(1, offspring // 4)), Selection(len(tokens), 1)]
+    plan = evolve(
+        [int(number not in start) for number in range(count)],
+        [[0, 1]] * count,
+        lost,
+        windows=len(tokens),
+        generations=generations,
+        offspring=offspring,
+        rounds=rounds if len(tokens) > _FIRST else rounds[1:],
+        rng=work.rng,
+        told=told,
+    )
+    work.report["KL of each generation's best, nats a token"] = curve
+    return [at for at, stays in enumerate(plan) if not stays]
