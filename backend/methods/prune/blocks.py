@@ -109,9 +109,9 @@ def blocks(
             last.bias.zero_()
         for name in members(work.family, piece, number):
             rows, inputs = work.layout.layers[name]
-            dtype = work.model.get_submodule(name).weight.dtype
+            linear: Any = work.model.get_submodule(name)
             nothing = torch.zeros(rows, 0), torch.zeros(0, inputs)
-            work.parts[name] = (LowRank.of(*nothing, dtype).to(opened.device),)
+            work.parts[name] = (LowRank.of(*nothing, linear.weight.dtype).to(opened.device),)
 
 
 def _greedy(work: Work, opened: OpenModel, piece: Piece, tokens: Tensor, wanted: int) -> list[int]:
