@@ -120,7 +120,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
     for _, stage in chain:
         if discover().methods[stage.method].kind == "head":
             continue
-        if plans := discover().methods[stage.method].plans:
+        if plans := discover().methods[stage.method].planned(stage.params):
             # What a plan gives this linear is not known yet: the mean it aims at stands for it.
             planned[plans] = stage.params[plans]
             between = discover().methods[stage.method].tries is not None
@@ -273,7 +273,7 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
     ]
     planned: dict[str, Any] = {}
     for stage in recipe.stages:
-        if plans := discover().methods[stage.method].plans:
+        if plans := discover().methods[stage.method].planned(stage.params):
             planned[plans] = stage.params[plans]
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}

@@ -51,6 +51,13 @@ KeptRatio = Annotated[
 MeanBits = Annotated[
     float, Field(ge=2.0, le=8.0, description="Bits of one stored code, on average over the weights")
 ]
+MeanSparsity = Annotated[
+    float, Field(gt=0.0, lt=1.0, description="Share of the weights set to zero, on average over the weights")
+]
+Over = Annotated[
+    Literal["bits", "sparsity"], Field(description="What differs between linears, as a later stage takes it")
+]
 Reach = Annotated[
-    int, Field(ge=1, le=6, description="A linear gets at most so many bits more or fewer than the mean")
+    int,
+    Field(ge=1, le=6, description="A linear gets at most so many bits, or tenths of sparsity, off the mean"),
 ]

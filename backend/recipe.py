@@ -205,7 +205,12 @@ _PLANNED = {"bits": "{}-bit", "group_size": "g{}", "rank": "r{}", "sparsity": "{
 
 def _words(stage: Stage, plan: plans.Plan) -> str:
     planned = plans.words(plan, stage.method)
-    params = {key: value for key, value in stage.params.items() if key not in planned}
+    unused = {"bits": "sparsity", "sparsity": "bits"}.get(stage.params.get("over", ""))
+    params = {
+        key: value
+        for key, value in stage.params.items()
+        if key not in planned and key not in (unused, "over")
+    }
     words = [stage.method.split(".")[-1]]
     words += [
         _PLANNED.get(name, name.replace("_", " ") + " {}").format(told) for name, told in planned.items()
@@ -328,7 +333,7 @@ def _check_model_wide(stages: tuple[Stage, ...]) -> None:
 def _check_plans(stages: tuple[Stage, ...]) -> None:
     methods = discover().methods
     for number, stage in enumerate(stages, start=1):
-        planned = methods[stage.method].plans
+        planned = methods[stage.method].planned(stage.params)
         later = [
             other
             for other in stages[number:]

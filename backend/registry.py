@@ -49,7 +49,7 @@ class Claim:
 class Method:
     """One compression method; `shape` says whether it is handed a Layer or the whole Work.
 
-    `plans` names the parameter of later stages that it decides for each linear.
+    `plans` names the parameter of later stages that it decides for each linear, unless its own `over` does.
     `passes` counts the passes of a sample through every block, a gradient counting as two more.
     `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
     `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
@@ -81,6 +81,10 @@ class Method:
     shrinks: Shrinks | None = None
     pads: bool = False
     follows: str | None = None
+
+    def planned(self, params: Mapping[str, Any]) -> str | None:
+        """The parameter of later stages that a stage with these parameters decides, or None."""
+        return str(params.get("over", self.plans)) if self.plans else None
 
     @property
     def summary(self) -> str:

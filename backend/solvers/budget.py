@@ -104,8 +104,13 @@ def _turns_up(prices: Numbers, values: Numbers, a: int, b: int, c: int) -> bool:
     )
 
 
-def around(params: Mapping[str, Any]) -> tuple[int, ...]:
-    """Whole numbers of bits at most `reach` above and below a mean of `bits`."""
+def around(params: Mapping[str, Any]) -> tuple[float, ...]:
+    """Whole numbers of bits at most `reach` above and below a mean of `bits`; or `over` sparsity, that many
+    tenths above and below the mean, which is one of them."""
+    if params.get("over") == "sparsity":
+        tenths = range(-params["reach"], params["reach"] + 1)
+        steps = [round(params["sparsity"] + tenth / 10, 6) for tenth in tenths]
+        return tuple(step for step in steps if 0 < step < 1)
     low, high = math.floor(params["bits"]) - params["reach"], math.ceil(params["bits"]) + params["reach"]
     return tuple(range(max(low, 2), min(high, 8) + 1))
 
@@ -119,7 +124,9 @@ def nearly_uniform(
     level_bytes: Sequence[Sequence[int]], values: Sequence[float], mean: float, order: Sequence[int]
 ) -> list[int]:
     """The level of each linear when all have the value below the mean, and the first of `order` that the
-    bytes of the mean still pay for have the next one."""
+    bytes of the mean still pay for have the next one; all have the mean where that is a value."""
+    if mean in values:
+        return [list(values).index(mean)] * len(level_bytes)
     left = budget_of_mean(level_bytes, values, mean)
     low = max(at for at, value in enumerate(values) if value <= mean)
     plan = [low] * len(level_bytes)

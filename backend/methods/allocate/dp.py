@@ -3,13 +3,14 @@
     e_lk = ||X (Ŵ_k - W)ᵀ||² / ||X Wᵀ||²  for linear l at k bits, X [tokens, in] its inputs
     min sum_l e_{l, k_l}  with  sum_l bytes_{l, k_l} <= bytes of the mean number of bits everywhere
 
-Makes every linear at each number of bits within `reach` of the mean, with the stages after it, on the inputs
-of the dense model; plans `bits` for those stages and stores nothing itself. Needs no gradient, and so does
-not see what the rest of the model makes of an error: the least sum of errors need not be the best model.
+Makes every linear at each number of bits, or tenth of sparsity, within `reach` of the mean, with the stages
+after it, on the inputs of the dense model; plans that for those stages and stores nothing itself. Needs no
+gradient, and so does not see what the rest of the model makes of an error: the least sum of errors need not
+be the best model.
 Frantar & Alistarh, SPDY, arXiv 2201.13096; for language models a baseline of EvoPress, arXiv 2410.14649.
 """
 
-from backend.parameters import MeanBits, Reach
+from backend.parameters import MeanBits, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
 from backend.solvers.budget import around, budget_of_mean, exact
 from backend.views import Work
@@ -30,9 +31,12 @@ from backend.views import Work
         metric="divergence.kl",
     ),
 )
-def dp(work: Work, *, bits: MeanBits = 3.0, reach: Reach = 1) -> None:
-    """Plan a number of bits for every linear."""
-    found = work.choices("bits", around({"bits": bits, "reach": reach}))
-    chosen = exact(found.bytes, found.errors, budget_of_mean(found.bytes, found.values, bits))
-    for name, planned in found.plan("bits", chosen).items():
+def dp(
+    work: Work, *, over: Over = "bits", bits: MeanBits = 3.0, sparsity: MeanSparsity = 0.5, reach: Reach = 1
+) -> None:
+    """Plan a number of bits, or a sparsity, for every linear."""
+    mean = bits if over == "bits" else sparsity
+    found = work.choices(over, around({"over": over, over: mean, "reach": reach}))
+    chosen = exact(found.bytes, found.errors, budget_of_mean(found.bytes, found.values, mean))
+    for name, planned in found.plan(over, chosen).items():
         work.plan.setdefault(name, {}).update(planned)

@@ -1,4 +1,4 @@
-"""Search for each linear's bits by mutation and selection, every candidate measured on the whole model.
+"""Search for each linear's bits or sparsity by mutation, every candidate measured on the whole model.
 
     child = parent with min(U{1..3}, U{1..3}) flips; a flip takes a bit from one linear and gives it to
     another of the same size, so that the bytes stay exactly those of the start
@@ -6,9 +6,10 @@
 
 Children are compared on one window, the best quarter and the parent on `windows` of them, drawn anew each
 generation from text that the levels were not fitted on. Starts from the same bits everywhere, or from the
-plan of least predicted KL (as allocate.fisher makes it). Makes every linear at each number of bits within
-`reach` of the mean, with the stages after it; plans `bits` for those and stores nothing itself. Assumes
-nothing of how errors add up, and pays for it: each generation runs the model on `offspring` windows and more.
+plan of least predicted KL (as allocate.fisher makes it). Makes every linear at each number of bits, or tenth
+of sparsity, within `reach` of the mean, with the stages after it; plans that for them, stores nothing itself.
+Assumes nothing of how errors add up, and pays for it: each generation runs the model on `offspring` windows
+and more.
 Too few generations on few windows fit the windows. Sieberling et al., EvoPress, arXiv 2410.14649.
 """
 
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from backend.parameters import MeanBits, Reach
+from backend.parameters import MeanBits, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
 from backend.solvers.budget import around, budget_of_mean, ladder, nearly_uniform
 from backend.solvers.evolution import Selection, evolve
@@ -71,25 +72,28 @@ def _scores(params: Mapping[str, Any]) -> int:
 def evopress(
     work: Work,
     *,
+    over: Over = "bits",
     bits: MeanBits = 3.0,
+    sparsity: MeanSparsity = 0.5,
     reach: Reach = 1,
     generations: Generations = 30,
     offspring: Offspring = 8,
     windows: Windows = 2,
     start: Start = "fisher",
 ) -> None:
-    """Plan a number of bits for every linear."""
-    found = work.choices("bits", around({"bits": bits, "reach": reach}))
+    """Plan a number of bits, or a sparsity, for every linear."""
+    mean = bits if over == "bits" else sparsity
+    found = work.choices(over, around({"over": over, over: mean, "reach": reach}))
     if start == "fisher":
         steps = ladder(found.bytes, found.predicted())
-        first = steps.plan(budget_of_mean(found.bytes, found.values, bits))
+        first = steps.plan(budget_of_mean(found.bytes, found.values, mean))
     else:
         order = torch.randperm(len(found.linears), generator=work.rng).tolist()
-        first = nearly_uniform(found.bytes, found.values, bits, order)
+        first = nearly_uniform(found.bytes, found.values, mean, order)
     chosen = evolve(
         first, found.bytes, found.divergence, windows=found.windows, generations=generations,
         offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,
         told=lambda done, plan, loss: found.told(done + 1, generations, f"KL {loss:.4g}"),
     )  # fmt: skip
-    for name, planned in found.plan("bits", chosen).items():
+    for name, planned in found.plan(over, chosen).items():
         work.plan.setdefault(name, {}).update(planned)

@@ -1,18 +1,19 @@
-"""Give bits to the linears whose error the model's output feels most, as one backward pass predicts it.
+"""Give bits or weights to the linears whose error the output feels most, as one backward pass predicts it.
 
     s_lk = 1/2 mean_t (g_t . (Ŵ_k - W) x_t)²  for linear l at k bits: KL(dense || only l changed), predicted
     min sum_l s_{l, k_l}  with  sum_l bytes_{l, k_l} <= bytes of the mean number of bits everywhere
 
 with x_t [in] the input of the linear at token t, g_t [out] the gradient of -ln P(y) with respect to its
-output, and labels y drawn from the model's own distribution: second order of the KL in the Fisher matrix,
-the terms between linears left out. Plans walk the lower convex hulls, steepest gain a byte first.
-Makes every linear at each number of bits within `reach` of the mean, with the stages after it, on the inputs
-of the dense model; plans `bits` for those stages and stores nothing itself. Strong at 4 bits. Where the KL
-nears 1, as at 3 bits in a small model, it is too low, and most for what it likes: then it gains little.
+output, and labels y drawn from the model's own distribution: second order of the KL in the Fisher matrix, the
+terms between linears left out. Plans walk the lower convex hulls, steepest gain a byte first. Makes every
+linear at each number of bits, or tenth of sparsity, within `reach` of the mean, with the stages after it, on
+the inputs of the dense model; plans that for those stages and stores nothing itself. Strong at 4 bits. Where
+the KL nears 1, as at 3 bits in a small model, it is too low, and most for what it likes: then it gains
+little.
 Martens, New insights and perspectives on the natural gradient method, arXiv 1412.1193.
 """
 
-from backend.parameters import MeanBits, Reach
+from backend.parameters import MeanBits, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
 from backend.solvers.budget import around, budget_of_mean, ladder
 from backend.views import Work
@@ -35,10 +36,13 @@ from backend.views import Work
         metric="divergence.kl",
     ),
 )
-def fisher(work: Work, *, bits: MeanBits = 3.0, reach: Reach = 1) -> None:
-    """Plan a number of bits for every linear."""
-    found = work.choices("bits", around({"bits": bits, "reach": reach}))
+def fisher(
+    work: Work, *, over: Over = "bits", bits: MeanBits = 3.0, sparsity: MeanSparsity = 0.5, reach: Reach = 1
+) -> None:
+    """Plan a number of bits, or a sparsity, for every linear."""
+    mean = bits if over == "bits" else sparsity
+    found = work.choices(over, around({"over": over, over: mean, "reach": reach}))
     steps = ladder(found.bytes, found.predicted())
-    chosen = steps.plan(budget_of_mean(found.bytes, found.values, bits))
-    for name, planned in found.plan("bits", chosen).items():
+    chosen = steps.plan(budget_of_mean(found.bytes, found.values, mean))
+    for name, planned in found.plan(over, chosen).items():
         work.plan.setdefault(name, {}).update(planned)
