@@ -12,7 +12,8 @@ that no weight or input stands out, and multiplies them out again when the weigh
 would apply them to the inputs); with column scales it is the paper's most accurate form, slow to compute.
 Needs the Gram matrix (not for `weight` alone). Stores bits + 6 bits terms / group_size bits per weight: a
 power is a sign and 5 bits of exponent; `incoherent` adds 17 bits a column and 1 a row, the signs that make
-U and V. There is no offset: a group of weights on one side of zero is served badly.
+U and V. There is no offset: a group of weights on one side of zero is served badly. Other linears get other
+bits by an allocate stage before it.
 You et al., ShiftAddLLM, arXiv 2406.05981.
 """
 

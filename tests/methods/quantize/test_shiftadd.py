@@ -15,6 +15,7 @@ from backend.recipe import parse_recipe
 from backend.sizes import Matrix
 from backend.solvers.planes import Turn, block_order
 from tests.layers import after, layer_of, output_error, random_layer
+from tests.methods.allocate.planning import run, size
 
 
 def weights_alone(layer, **params):
@@ -274,3 +275,11 @@ def test_a_group_too_small_for_a_block_is_refused_in_one_sentence():
     stage = {"method": "quantize.shiftadd", "params": {"group_size": 4}}
     with pytest.raises(UserError, match="group_size is 4; allowed: -1"):
         parse_recipe({"model": "smollm2-135m-instruct", "stages": [stage]})
+
+
+def test_bits_can_be_allocated_to_it_like_to_any_other(host, tmp_path):
+    shift = {"method": "quantize.shiftadd", "params": {"bits": 3}}
+    plan = {"method": "allocate.dp", "params": {"bits": 3.0}}
+    parts, plain = run(host, tmp_path, plan, shift), run(host, tmp_path, shift, name="b")
+    assert size(parts) <= size(plain)
+    assert {len(part.planes) for part in parts.values()} == {2, 3, 4}
