@@ -279,7 +279,7 @@ def test_a_group_too_small_for_a_block_is_refused_in_one_sentence():
 
 def test_bits_can_be_allocated_to_it_like_to_any_other(host, tmp_path):
     shift = {"method": "quantize.shiftadd", "params": {"bits": 3}}
-    plan = {"method": "allocate.dp", "params": {"bits": 3.0}}
+    plan = {"method": "allocate.dp", "params": {"bits": 2.5}}
     parts, plain = run(host, tmp_path, plan, shift), run(host, tmp_path, shift, name="b")
     assert size(parts) <= size(plain)
-    assert {len(part.planes) for part in parts.values()} == {2, 3, 4}
+    assert {len(part.planes) for part in parts.values()} >= {2, 3}
