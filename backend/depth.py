@@ -12,11 +12,28 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from backend.artifacts import OpenModel
 from backend.evaluate import divergence, final_states, logit_slices
 from backend.families import Family, blocks_of
+from backend.views import Work
 
 Piece = Literal["block", "attention", "mlp"]
+Whole = OpenModel
 # Which group of a block's linears ends a half.
 _ENDS = {"attention": 1, "mlp": 3}
 Told = Callable[[int, int, str], None]
+
+
+def whole_of(work: Work) -> Whole:
+    """The model in the hands of a method."""
+    return OpenModel(work.model, work.family, "", next(work.model.parameters()).device)
+
+
+def count_of(work: Work) -> int:
+    """Number of its blocks."""
+    return len(blocks_of(work.model, work.family))
+
+
+def final(opened: OpenModel, tokens: Tensor) -> list[Tensor]:
+    """Final states [length, d] of each sample of token ids [samples, length]."""
+    return [final_states(opened, ids.to(opened.device)) for ids in tokens]
 
 
 def members(family: Family, piece: Piece, block: int) -> list[str]:

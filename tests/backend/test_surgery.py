@@ -102,7 +102,7 @@ def test_answers_stand_beside_those_of_the_dense_model(patient, host):
         ("model.layers.7.mlp.down_proj", STAGES, "is no linear"),
         (NAME, [], "choose one or more methods"),
         (NAME, [{"method": "allocate.owl"}, {"method": "prune.wanda"}], "choose one or more methods"),
-        (NAME, [{"method": "quantize.gptq", "params": {"group_size": 48}}], "does not divide"),
+        (NAME, [{"method": "quantize.hlq", "params": {"group_size": 48}}], "does not divide"),
         (NAME, [{"method": "quantize.nothing"}], "no such method"),
     ],
 )

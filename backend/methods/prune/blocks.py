@@ -20,11 +20,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from backend.artifacts import OpenModel
-from backend.depth import Piece, apart, end_of, influences, loss, members, without
+from backend.depth import (
+    Piece,
+    Whole,
+    apart,
+    count_of,
+    end_of,
+    final,
+    influences,
+    loss,
+    members,
+    whole_of,
+    without,
+)
 from backend.errors import UserError
-from backend.evaluate import final_states
-from backend.families import blocks_of
 from backend.parts import LowRank
 from backend.registry import Claim, method
 from backend.shrink import drop_blocks, without_blocks
@@ -85,8 +94,7 @@ def blocks(
     offspring: Offspring = 8,
 ) -> None:
     """The model without the chosen blocks, or linears of rank 0 in the chosen halves."""
-    opened = OpenModel(work.model, work.family, "", next(work.model.parameters()).device)
-    count, tokens = len(blocks_of(work.model, work.family)), work.tokens[:samples]
+    opened, count, tokens = whole_of(work), count_of(work), work.tokens[:samples]
     if score == "greedy":
         chosen = _greedy(work, opened, piece, tokens, blocks)
     elif score == "last":
@@ -114,8 +122,8 @@ def blocks(
             work.parts[name] = (LowRank.of(*nothing, linear.weight.dtype).to(opened.device),)
 
 
-def _greedy(work: Work, opened: OpenModel, piece: Piece, tokens: Tensor, wanted: int) -> list[int]:
-    count = len(blocks_of(work.model, work.family))
+def _greedy(work: Work, opened: Whole, piece: Piece, tokens: Tensor, wanted: int) -> list[int]:
+    count = count_of(work)
     gone: list[int] = []
     curve: list[float] = []
     total, done = sum(count - number for number in range(wanted)), 0
@@ -134,15 +142,14 @@ def _greedy(work: Work, opened: OpenModel, piece: Piece, tokens: Tensor, wanted:
 
 def _evolved(
     work: Work,
-    opened: OpenModel,
+    opened: Whole,
     piece: Piece,
     tokens: Tensor,
     start: Sequence[int],
     generations: int,
     offspring: int,
 ) -> list[int]:
-    count = len(blocks_of(work.model, work.family))
-    dense = [final_states(opened, ids.to(opened.device)) for ids in tokens]
+    count, dense = count_of(work), final(opened, tokens)
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
     curve: list[float] = []
 
