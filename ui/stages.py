@@ -33,6 +33,15 @@ PRESETS: dict[str, list[Template]] = {
         {"method": "quantize.gptq", "params": {"bits": 4}},
         {"method": "compensate.eora", "params": {"rank": 32}},
     ],
+    say("compress.preset_two_bits"): [
+        {"method": "quantize.awq", "params": {"bits": 2, "group_size": 32}},
+        {"method": "recover.blocks", "params": {"codes": True, "samples": 64}},
+    ],
+    say("compress.preset_learned_masks"): [
+        {"method": "prune.wanda", "params": {"pattern": "2:4"}},
+        {"method": "prune.maskllm", "params": {"pattern": "2:4", "samples": 16, "epochs": 2}},
+    ],
+    say("compress.preset_fewer_blocks"): [{"method": "prune.blocks", "params": {"blocks": [1, 2, 4]}}],
 }
 
 
