@@ -197,7 +197,8 @@ def sentence_of(error: ValidationError, where: str, model: type[BaseModel]) -> s
 
 
 # Parameters that every chain tells, in words of their own.
-_TOLD = {"pattern", "sparsity", "bits", "group_size", "rank", "table", "ratio"}
+_ALWAYS = ("table", "ratio", "blocks")
+_TOLD = {"pattern", "sparsity", "bits", "group_size", "rank", *_ALWAYS}
 
 
 _PLANNED = {"bits": "{}-bit", "group_size": "g{}", "rank": "r{}", "sparsity": "{}", "pattern": "{}"}
@@ -211,7 +212,7 @@ def _words(stage: Stage, plan: plans.Plan) -> str:
         for key, value in stage.params.items()
         if key not in planned and key not in (unused, "over")
     }
-    words = [stage.method.split(".")[-1]]
+    words = [discover().methods[stage.method].spoken]
     words += [
         _PLANNED.get(name, name.replace("_", " ") + " {}").format(told) for name, told in planned.items()
     ]
@@ -225,7 +226,7 @@ def _words(stage: Stage, plan: plans.Plan) -> str:
         words.append("row" if params["group_size"] == GROUPED_ROW else f"g{params['group_size']}")
     if "rank" in params:
         words.append(f"r{params['rank']}")
-    for name in ("table", "ratio"):
+    for name in _ALWAYS:
         if name in params:
             words.append(f"{params[name]}")
     # What is left is told where somebody chose it, so that two different runs never read alike.

@@ -26,6 +26,8 @@ Stored = Callable[[Matrix, Mapping[str, Any]], int]
 Keeps = Callable[[int, int, Mapping[str, Any]], int]
 Tries = Callable[[Mapping[str, Any]], Sequence[Any]]
 Scores = Callable[[Mapping[str, Any]], int]
+# Names of two methods whose parameters do not tell them apart.
+_SHARED = ("blocks",)
 # (layout of a model, parameters) -> the layout that is left
 Shrinks = Callable[[Any, Mapping[str, Any]], Any]
 
@@ -85,6 +87,11 @@ class Method:
     def planned(self, params: Mapping[str, Any]) -> str | None:
         """The parameter of later stages that a stage with these parameters decides, or None."""
         return str(params.get("over", self.plans)) if self.plans else None
+
+    @property
+    def spoken(self) -> str:
+        """As chains call it: by its whole id where another method of that name takes no telling parameter."""
+        return self.id if self.name in _SHARED else self.name
 
     @property
     def summary(self) -> str:

@@ -113,7 +113,7 @@ def _plot(database: Database, query: Mapping[str, str]) -> Frozen:
     told = shown.assign(
         model=shown["model"].map(public), text=shown["text"].map(public), finished=None, user="", source=""
     )
-    kinds = {method.name: method.kind for method in discover().methods.values()}
+    kinds = {method.spoken: method.kind for method in discover().methods.values()}
     drawn = figure(database, told, replace(view, scope="story"), kinds)
     for trace in drawn["data"]:
         for point in trace.get("customdata", []):

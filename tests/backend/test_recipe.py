@@ -201,3 +201,11 @@ def test_a_sweep_may_list_whole_chains_and_methods():
 def test_a_sweep_that_cannot_be_expanded_is_refused(template, words):
     with pytest.raises(UserError, match=words):
         parse_sweep(template)
+
+
+def test_chains_tell_methods_of_one_name_apart():
+    stages = [
+        {"method": "prune.blocks", "params": {"blocks": 2}}, stage(RTN), {"method": "recover.blocks"},
+    ]  # fmt: skip
+    chain = parse_recipe(json.dumps(recipe(*stages))).chain()
+    assert chain == "prune.blocks 2 → rtn 4-bit g64 → recover.blocks"

@@ -48,7 +48,7 @@ _COLOURS = {
 @cache
 def method_kinds() -> dict[str, str]:
     """{name: kind} of every method, as chains name them."""
-    return {method.name: method.kind for method in discover().methods.values()}
+    return {method.spoken: method.kind for method in discover().methods.values()}
 
 
 def activity(jobs: Jobs, query: Mapping[str, str] = _NOWHERE) -> str:
