@@ -19,6 +19,9 @@ from ui.panel import STATES, badge, button, code, link, table, top
 from ui.quantities import MISSING, TITLES, age, difference, duration, significant, with_error
 from ui.texts import say
 
+# From so many numbers on a curve says more than they do.
+_CURVE = 4
+
 
 def card(jobs: Jobs, run_id: str, points: pd.DataFrame) -> str:
     """Everything about one run; how to read the plot when none is chosen."""
@@ -130,9 +133,27 @@ def _notes(run: Mapping[str, Any]) -> str:
     """What methods tell of their work, stage by stage."""
     told = []
     for stage, notes in (run["report"].get("notes") or {}).items():
-        lines = [(escape(name), escape(_plain(value))) for name, value in notes.items()]
+        lines = [(escape(name), _noted(name, value)) for name, value in notes.items()]
         told.append(f"<h4>{escape(stage)}</h4>{table((), lines, numeric_from=2)}")
     return "".join(told)
+
+
+def _noted(name: str, value: Any) -> str:
+    """A value, or where there are many numbers their curve with its ends."""
+    if not (
+        isinstance(value, list) and len(value) >= _CURVE and all(isinstance(one, float) for one in value)
+    ):
+        return escape(_plain(value))
+    low, high = min(value), max(value)
+    across, up = 196 / (len(value) - 1), 32 / ((high - low) or 1.0)
+    points = " ".join(f"{2 + across * at:.1f},{36 - up * (one - low):.1f}" for at, one in enumerate(value))
+    first, last, least, most = (significant(one, 4) for one in (value[0], value[-1], low, high))
+    ends = say("explore.curve", first=first, last=last, least=least, most=most)
+    return (
+        f'<svg class="curve" viewBox="0 0 200 38" role="img" aria-label="{escape(name)}: {ends}">'
+        f'<title>{escape(_plain(value))}</title><polyline points="{points}"/></svg>'
+        f'<div class="note">{ends}</div>'
+    )
 
 
 def _plain(value: Any) -> str:

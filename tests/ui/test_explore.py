@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -225,3 +226,20 @@ def test_the_figure_follows_the_view(jobs, points):
     assert (linear["layout"]["yaxis"]["type"], log["layout"]["yaxis"]["type"]) == ("linear", "log")
     again = explore.figure(jobs.database, points, replace(View(), words="x"), KINDS)
     assert again["layout"]["uirevision"] == log["layout"]["uirevision"], "a filter must not undo a zoom"
+
+
+def test_what_a_method_tells_of_its_work_stands_on_the_card(jobs):
+    run = made_up.add_run(jobs.database, made_up.RUNS[0], status="queued")
+    ticket = results.run(jobs.database, run)["ticket"]
+    runs.start_run(jobs.database, run, ticket, "local")
+    notes = {"stage 1, prune.blocks": {"blocks left out": [3, 9], "loss <each>": [3.5, 3.25, 3.75, 3.0]}}
+    measurements.save_compression(
+        jobs.database, run, artifact="a.safetensors", layers=[], seconds={}, report={"notes": notes}
+    )
+    markup = run_card.card(jobs, run, results.points(jobs.database))
+    assert "stage 1, prune.blocks" in markup
+    assert "3, 9" in markup
+    assert 'aria-label="loss &lt;each&gt;: from 3.500 to 3.000, least 3.000, most 3.750"' in markup
+    (points,) = re.findall(r'<polyline points="([^"]*)"', markup)
+    heights = [float(point.split(",")[1]) for point in points.split()]
+    assert heights == pytest.approx([36 - 32 * (one - 3.0) / 0.75 for one in (3.5, 3.25, 3.75, 3.0)], abs=0.1)
