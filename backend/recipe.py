@@ -250,8 +250,16 @@ def json_object(data: str | Mapping[str, Any], what: str) -> Mapping[str, Any]:
         except RecursionError:
             raise UserError(f"{what}: nested too deeply to be one; stages and params are enough") from None
     if not isinstance(data, Mapping):
-        raise UserError(f"{what}: expected a JSON object with model and stages, found {type(data).__name__}")
+        found = _JSON.get(type(data), "something else")
+        raise UserError(f"{what}: expected a JSON object with model and stages, found {found}")
     return data
+
+
+# What JSON calls what Python reads from it.
+_JSON = {
+    list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -288,6 +296,8 @@ def _complete(stage: Stage, where: str) -> Stage:
 
 def _check_metrics(evaluation: Evaluation) -> None:
     known = discover().metrics
+    if not evaluation.metrics:
+        raise UserError(f"evaluation: metrics is []; allowed: one or more of {', '.join(known)}")
     for name in evaluation.metrics:
         if name not in known:
             raise UserError(f"evaluation: metrics names '{name}'; allowed: {', '.join(known)}")

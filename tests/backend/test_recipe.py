@@ -30,8 +30,8 @@ MALFORMED = [
     ("{", ["not valid JSON"]),
     ('{"model": "a", "model": "b"}', ["model is given twice"]),
     ("[" * 100_000, ["recipe:"]),
-    ("[]", ["JSON object", "list"]),
-    ("null", ["JSON object", "NoneType"]),
+    ("[]", ["JSON object", "found an array"]),
+    ("null", ["JSON object", "found null"]),
     ({}, ["model is missing"]),
     ({"model": ""}, ["model", "at least 1 character"]),
     ({"model": 7}, ["model is 7", "string"]),
@@ -81,6 +81,7 @@ MALFORMED = [
     (recipe(evaluation={"length": 4}), ["evaluation.length is 4", "from 8"]),
     (recipe(evaluation={"metrics": ["bleu"]}), ["'bleu'", "perplexity"]),
     (recipe(evaluation={"metrics": "perplexity"}), ["metrics"]),
+    (recipe(evaluation={"metrics": []}), ["metrics is []", "one or more of", "perplexity"]),
 ]
 
 
