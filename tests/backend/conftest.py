@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.host import Host
 from backend.jobs import Jobs
 from backend.recipe import Recipe, parse_recipe
+from backend.registry import Method, discover
 from tests.backend.queueing import WORKERS, WorkerProcess
 from tests.postgres import fresh_url
 
@@ -88,3 +89,19 @@ def alone(
         jobs = Jobs(Host.at(tmp_path / "home"))
         held.callback(jobs.close)
         yield jobs
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    """Makes a method, `recover.watch`, of a function over the work."""
+
+    def make(look: Callable[..., Any]) -> None:
+        bare: Any = discover().methods["quantize.rtn"].params.__bases__[0]
+
+        class Empty(bare):
+            pass
+
+        found = Method("recover.watch", "recover", "watch", "work", look, "norms", "arXiv:0", Empty, None, "")
+        monkeypatch.setitem(discover().methods, "recover.watch", found)
+
+    return make

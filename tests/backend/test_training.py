@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from backend.artifacts import open_artifact
 from backend.checkpoints import Checkpoints
 from backend.families import family_of
-from backend.registry import Method, discover
 from backend.solvers.blockwise import gradients
 from backend.text import calibration
 from tests.methods.models import made
@@ -15,20 +14,6 @@ from tests.tiny import CONFIGS, make_model
 
 WATCH = {"method": "recover.watch"}
 RTN = {"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}
-
-
-@pytest.fixture
-def watched(monkeypatch):
-    """Makes a method of a function over the work."""
-
-    def make(look):
-        class Empty(discover().methods["quantize.rtn"].params.__bases__[0]):
-            pass
-
-        found = Method("recover.watch", "recover", "watch", "work", look, "norms", "arXiv:0", Empty, None, "")
-        monkeypatch.setitem(discover().methods, "recover.watch", found)
-
-    return make
 
 
 def plain_loss(model, ids):

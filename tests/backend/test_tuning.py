@@ -14,7 +14,6 @@ from backend.inputs import Rotated
 from backend.parts import Dense, combined
 from backend.pipeline import compress
 from backend.progress import silent
-from backend.registry import Method, discover
 from backend.solvers.blockwise import gradients
 from backend.text import calibration
 from tests.methods.models import asked
@@ -27,20 +26,6 @@ WATCH = {"method": "recover.watch"}
 
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture
-def watched(monkeypatch):
-    """Makes a method of a function over the blocks."""
-
-    def make(look):
-        class Empty(discover().methods["quantize.rtn"].params.__bases__[0]):
-            pass
-
-        found = Method("recover.watch", "recover", "watch", "work", look, "norms", "arXiv:0", Empty, None, "")
-        monkeypatch.setitem(discover().methods, "recover.watch", found)
-
-    return make
 
 
 @pytest.fixture
