@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact, read_parts, tensor_sizes
@@ -15,6 +16,8 @@ from backend.evaluate import final_states
 from backend.export import export
 from backend.families import FAMILIES
 from backend.models import facts
+from backend.pipeline import compress
+from backend.progress import silent
 from backend.text import calibration
 from tests.methods.models import IDS, apart, asked, logits, made
 from tests.tiny import CONFIGS, make_model
@@ -198,6 +201,39 @@ def test_later_stages_and_the_plain_export_know_only_the_smaller_model(host, tmp
     export(artifact, "transformers", tmp_path / "plain", host)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert len(plain.model.layers) == 4
+
+
+@pytest.mark.parametrize("piece", ["block", "attention"])
+def test_a_stopped_run_goes_on_with_the_same_blocks(host, tmp_path, model, piece):
+    rounded = {"method": "quantize.gptq", "params": {"bits": 3, "group_size": 16}}
+    recipe = asked(model, tmp_path, stage(blocks=2, piece=piece, score="random"), rounded)
+    whole_run, again = tmp_path / "whole.safetensors", tmp_path / "again.safetensors"
+    compress(recipe, host, whole_run, tmp_path / "one", silent)
+
+    def until(update):
+        if update.stage == "compress" and update.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(recipe, host, again, tmp_path / "two", until)
+    report = compress(recipe, host, again, tmp_path / "two", silent)
+    assert report.notes["stage 1, prune.blocks"]
+    first, second = (load_file(file) for file in (whole_run, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_plans_are_made_for_the_smaller_model(host, tmp_path, model):
+    stages = [
+        stage(blocks=2), {"method": "allocate.dp", "params": {"bits": 3.0}},
+        {"method": "quantize.gptq", "params": {"bits": 3, "group_size": 16}},
+    ]  # fmt: skip
+    artifact, report = made(model, host, tmp_path, *stages)
+    parts = read_parts(artifact)
+    assert len(parts) == 4 * 7
+    assert {row["block"] for row in report.layers} == {0, 1, 2, 3}
+    plain, _ = made(model, host, tmp_path, stages[0], stages[2])
+    assert sum(tensor_sizes(artifact).values()) <= sum(tensor_sizes(plain).values())
 
 
 @pytest.mark.parametrize(
