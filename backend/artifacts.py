@@ -21,8 +21,9 @@ from transformers.utils import logging as transformers_logging
 from backend.errors import UserError
 from backend.families import Family, family_of
 from backend.host import Host
+from backend.linear import CompressedLinear
 from backend.models import ModelFacts, locate
-from backend.parts import CompressedLinear, Part, combined, rebuild
+from backend.parts import Part, combined, rebuild
 from backend.shared import SharedHead, SharedRows
 
 FORMAT = "paretoscope-1"

@@ -13,8 +13,9 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW, PLAIN_BITS
-from backend.recipe import Recipe, Stage, check_layers, parse_recipe, table_stages
+from backend.recipe import Recipe, Stage, parse_recipe
 from backend.registry import Stored, Tries, discover
+from backend.rules import check_layers, table_stages
 from backend.shrink import shrunk
 from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, kept_by_pattern, low_rank_bytes, whole_bytes
 from backend.text import check_text

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.parts import Factors, grid_codes, pack, unpack
+from backend.coded import grid_codes
+from backend.parts import Factors, pack, unpack
 from backend.sizes import FACTOR_GROUP
 from backend.solvers.grids import range_with_zero
 

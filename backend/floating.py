@@ -5,7 +5,8 @@ from typing import Self
 
 from torch import Tensor
 
-from backend.parts import Coded, flat, pack
+from backend.coded import Coded, flat
+from backend.parts import pack
 from backend.solvers.floats import float_codes, float_values
 
 

@@ -25,7 +25,8 @@ from backend.export import formats, packed_path
 from backend.host import Host
 from backend.identity import run_digest, with_absolute_paths
 from backend.models import facts
-from backend.recipe import Recipe, check_layers, sentence_of
+from backend.recipe import Recipe, sentence_of
+from backend.rules import check_layers
 from backend.sampling import Sampling, printable
 from backend.shrink import shrunk
 from backend.starter import starter_sweep

@@ -25,9 +25,10 @@ from backend.parameters import GROUPED_ROW
 from backend.parts import Part, combined
 from backend.pipeline import Walk
 from backend.progress import Progress
-from backend.recipe import Calibration, Recipe, Stage, check_layers, parse_recipe
+from backend.recipe import Calibration, Recipe, Stage, parse_recipe
 from backend.registry import discover
 from backend.report import Report
+from backend.rules import check_layers
 from backend.trials import complete, fill, folder_of, label_of
 
 Chain = tuple[dict[str, Any], ...]

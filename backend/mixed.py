@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.parts import Part, pack, stored_scale, unpack
+from backend.coded import stored_scale
+from backend.parts import Part, pack, unpack
 from backend.radix import pack_digits, packed_bits, unpack_digits
 from backend.solvers.grids import range_with_zero
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from backend.coded import Coded
 from backend.parameters import GROUPED_ROW
-from backend.parts import Coded, Outliers, Part, pack
+from backend.parts import Outliers, Part, pack
 from backend.registry import Method
 from backend.views import Layer, Statistics
 

@@ -30,14 +30,16 @@ from backend.families import blocks_of
 from backend.feed import Feed
 from backend.fisher import weight_gradients
 from backend.host import Host
+from backend.linear import CompressedLinear
 from backend.models import ModelFacts, facts
 from backend.padding import applied
-from backend.parts import CompressedLinear, Factors, Input, Part, gone, inputs_of
+from backend.parts import Factors, Input, Part, gone, inputs_of
 from backend.progress import Progress, Update
-from backend.recipe import Recipe, Stage, check_layers, planned_stages
+from backend.recipe import Recipe, Stage, planned_stages
 from backend.registry import Method, Need, discover
 from backend.report import Report, relative_error
 from backend.resident import forget_peak
+from backend.rules import check_layers
 from backend.shrink import shrunk
 from backend.statistics import Gatherer, read_statistics, write_statistics
 from backend.tables import Tables

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,10 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from backend import plans
 from backend.errors import UserError
 from backend.parameters import GROUPED_ROW
-from backend.registry import Method, discover
-
-# Weights only move forward through these kinds: nothing may move a weight off a grid, and factors come last.
-_ORDER = {"prune": 1, "quantize": 2, "factorize": 2, "compensate": 3}
+from backend.registry import discover
+from backend.rules import check_order
 
 
 class Frozen(BaseModel):
@@ -112,14 +109,6 @@ def planned_stages(
     return found
 
 
-def table_stages(
-    stages: Iterable[tuple[int, Stage]], table: str, layers: Iterable[str]
-) -> list[tuple[int, Stage]]:
-    """Those of the numbered stages that name an embedding or the head, and no linear of a block."""
-    named = [(number, stage) for number, stage in stages if stage.only and stage.covers(table)]
-    return [(number, stage) for number, stage in named if not any(stage.covers(layer) for layer in layers)]
-
-
 def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
     """A checked Recipe with every parameter written out; UserError names stage, field, value and range.
 
@@ -136,59 +125,10 @@ def parse_recipe(data: str | Mapping[str, Any]) -> Recipe:
         for number, stage in enumerate(recipe.stages, start=1)
     )
     _check_metrics(recipe.evaluation)
-    _check_order(stages)
+    check_order(stages)
     of_layers = [stage for stage in stages if discover().methods[stage.method].shape == "layer"]
     plans.check_plan(recipe.plan, [(stage.method, stage.params) for stage in of_layers])
     return recipe.model_copy(update={"stages": stages})
-
-
-def check_layers(
-    recipe: Recipe,
-    layers: Mapping[str, tuple[int, int]],
-    positions: int | None = None,
-    tables: Mapping[str, tuple[int, int]] = MappingProxyType({}),
-) -> None:
-    """Hold a recipe against the model's linears ({name: (out, in)}), its tables ({name: (tokens, d)}) and its
-    longest sequence in tokens.
-
-    Raises UserError when a group or pattern does not divide the inputs of a layer, `only` matches nothing,
-    two stages fight over one layer, or a window is longer than the model's positions.
-    """
-    for number, stage in enumerate(recipe.stages, start=1):
-        where = f"stage {number}, {stage.method}"
-        covered = {name: shape for name, shape in layers.items() if stage.covers(name)}
-        if not covered and (named := {name: tables[name] for name in tables if stage.covers(name)}):
-            _check_table_method(stage, next(iter(named)), where)
-            _check_divides(stage, named, where)
-            continue
-        if not covered:
-            example = next(iter(layers))
-            raise UserError(f"{where}: only '{stage.only}' matches no linear; names look like {example}")
-        _check_divides(stage, covered, where)
-    if unknown := [name for name in recipe.plan if name not in layers]:
-        raise UserError(f"plan: {unknown[0][:120]} is no linear; names look like {next(iter(layers))}")
-    for name, shape in layers.items():
-        chain = recipe.stages_of(name)
-        _check_chain(chain, f" ({name})")
-        if name in recipe.plan:
-            for number, stage in chain:
-                _check_divides(stage, {name: shape}, f"plan for stage {number}, {stage.method}")
-    for name in tables:
-        _check_chain(table_stages(enumerate(recipe.stages, start=1), name, layers), f" ({name})")
-    if positions:
-        methods = discover().methods
-        asks = any(
-            methods[stage.method].needs != "nothing" or methods[stage.method].shape == "work"
-            for stage in recipe.stages
-        )
-        for part, length in (
-            ("calibration", recipe.calibration.length if asks else 0),
-            ("evaluation", recipe.evaluation.length),
-        ):
-            if length > positions:
-                raise UserError(
-                    f"{part}: length is {length}; this model reads at most {positions} tokens at once"
-                )
 
 
 def sentence_of(error: ValidationError, where: str, model: type[BaseModel]) -> str:
@@ -301,155 +241,6 @@ def _check_metrics(evaluation: Evaluation) -> None:
     for name in evaluation.metrics:
         if name not in known:
             raise UserError(f"evaluation: metrics names '{name}'; allowed: {', '.join(known)}")
-
-
-def _check_order(stages: tuple[Stage, ...]) -> None:
-    _check_plans(stages)
-    _check_model_wide(stages)
-    if all(stage.only is None for stage in stages):
-        _check_chain(list(enumerate(stages, start=1)), "")
-
-
-def _check_model_wide(stages: tuple[Stage, ...]) -> None:
-    methods, changed, before = discover().methods, "", ""
-    for number, stage in enumerate(stages, start=1):
-        found = methods[stage.method]
-        if found.shrinks:
-            if before:
-                raise UserError(
-                    f"stage {number}, {stage.method}: comes after {before}, which saw another model; "
-                    "allowed: before every stage that does not make the model itself smaller"
-                )
-            if stage.only:
-                raise UserError(
-                    f"stage {number}, {stage.method}: only is '{stage.only}', but the whole model is made "
-                    "smaller; allowed: no only"
-                )
-            continue
-        before = before or f"stage {number}, {stage.method}"
-        if found.kind == "transform" and changed:
-            raise UserError(
-                f"stage {number}, {stage.method}: comes after {changed}, whose weights it would not reach; "
-                "allowed: before every stage that compresses"
-            )
-        if found.kind == "recover" and not changed:
-            raise UserError(
-                f"stage {number}, {stage.method}: there is nothing to tune yet; "
-                "allowed: after a stage that prunes, quantizes or factorizes"
-            )
-        if found.kind != "transform" and not found.plans:
-            changed = changed or f"stage {number}, {stage.method}"
-
-
-def _check_plans(stages: tuple[Stage, ...]) -> None:
-    methods = discover().methods
-    for number, stage in enumerate(stages, start=1):
-        planned = methods[stage.method].planned(stage.params)
-        later = [
-            other
-            for other in stages[number:]
-            if planned in methods[other.method].params.model_fields and not methods[other.method].plans
-        ]
-        where = f"stage {number}, {stage.method}"
-        if planned and not later:
-            takers = [name for name, found in methods.items() if planned in found.params.model_fields]
-            takers = [name for name in takers if not methods[name].plans]
-            raise UserError(
-                f"{where}: no later stage takes the {planned} that it plans; "
-                f"allowed: {', '.join(takers)} after it"
-            )
-        if planned == "rank" and not any(methods[other.method].shape == "layer" for other in stages[:number]):
-            raise UserError(
-                f"{where}: there is no error yet to plan ranks by; "
-                "allowed: after a stage that prunes or quantizes, before one that compensates"
-            )
-        if methods[stage.method].tries and (own := next((s for s in stages[number:] if s.text), None)):
-            raise UserError(
-                f"{where}: makes every level on the text of the calibration, but {own.method} has the text "
-                f"{own.text[:60]!r}; allowed: text empty"
-            )
-        for other in later:
-            if planned == "sparsity" and other.params.get("pattern", "free") != "free":
-                raise UserError(
-                    f"{where}: {other.method} has pattern {other.params['pattern']}, "
-                    "whose sparsity is fixed; allowed: pattern free"
-                )
-
-
-def _check_chain(chain: list[tuple[int, Stage]], layer: str) -> None:
-    seen: list[Method] = []
-    for number, stage in chain:
-        found = discover().methods[stage.method]
-        where = f"stage {number}, {stage.method}{layer}"
-        rank = _ORDER.get(found.kind)
-        if rank is None or found.inputs or found.shrinks:
-            continue
-        later = [other for other in seen if _ORDER[other.kind] > rank]
-        if later:
-            raise UserError(
-                f"{where}: {found.kind} cannot follow {later[0].kind} ({later[0].id}); "
-                "allowed order: prune, then quantize, then compensate"
-            )
-        if found.kind == "factorize" and seen:
-            raise UserError(
-                f"{where}: factors replace the whole weight, so what {seen[-1].id} made of it would be lost; "
-                "allowed: factorize as the first stage of a layer"
-            )
-        if found.kind == "quantize" and any(other.kind == "factorize" for other in seen):
-            raise UserError(
-                f"{where}: the layer consists of two factors, which are not quantized; allowed: a compensate "
-                "stage after a factorize stage (use `only` to give layers different ones)"
-            )
-        if found.kind == "quantize" and any(other.kind == "quantize" for other in seen):
-            raise UserError(
-                f"{where}: the weights are already on a grid; allowed: one quantize stage per layer "
-                "(use `only` to give layers different ones)"
-            )
-        if found.follows and (not seen or any(other.kind != found.follows for other in seen)):
-            raise UserError(
-                f"{where}: works on what a {found.follows} stage leaves and on nothing else; "
-                "allowed: right after one that covers the layer"
-            )
-        if found.kind == "compensate" and not seen:
-            raise UserError(
-                f"{where}: there is nothing to compensate; "
-                "put a prune or quantize stage that covers the layer before this one"
-            )
-        seen.append(found)
-
-
-def _check_table_method(stage: Stage, table: str, where: str) -> None:
-    """Tables see no calibration text, and are no linears of a block."""
-    methods = discover().methods
-    able = [
-        name
-        for name, found in methods.items()
-        if found.shape == "layer" and found.needs == "nothing" and not found.inputs
-    ]
-    if stage.method not in able:
-        raise UserError(
-            f"{where}: only names {table}, a table that is compressed without calibration; "
-            f"allowed there: {', '.join(able)}"
-        )
-
-
-def _check_divides(stage: Stage, layers: Mapping[str, tuple[int, int]], where: str) -> None:
-    group = stage.params.get("group_size", GROUPED_ROW)
-    pattern = stage.params.get("pattern", "free")
-    widths = sorted({inputs for _, inputs in layers.values()})
-    pads = discover().methods[stage.method].pads
-    for name, (_, inputs) in layers.items():
-        if group != GROUPED_ROW and inputs % group and not pads:
-            common = [size for size in range(8, 513) if all(width % size == 0 for width in widths)]
-            allowed = ", ".join(map(str, [size for size in common if size % 8 == 0] or common))
-            raise UserError(
-                f"{where}: group_size is {group}, which does not divide the {inputs} inputs of {name}; "
-                f"allowed for this model: -1 (whole row){', ' + allowed if allowed else ''}"
-            )
-        if pattern != "free" and inputs % int(pattern.split(":")[1]):
-            raise UserError(
-                f"{where}: pattern {pattern} does not divide the {inputs} inputs of {name}; allowed: free"
-            )
 
 
 def _sentence(error: ValidationError, where: str, model: type[BaseModel]) -> str:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
 from backend.artifacts import compressed_modules
-from backend.parts import CompressedLinear, Sparse
+from backend.linear import CompressedLinear
+from backend.parts import Sparse
 
 _TYPES = (torch.float16, torch.bfloat16)
 

@@ -14,13 +14,14 @@ from backend.errors import UserError
 from backend.evaluate import capped, compare_logits, final_states
 from backend.generate import greedy
 from backend.host import Host
+from backend.linear import CompressedLinear
 from backend.models import facts
-from backend.parts import CompressedLinear
 from backend.pipeline import Walk
 from backend.progress import Progress, Update
-from backend.recipe import Calibration, check_layers, parse_recipe
+from backend.recipe import Calibration, parse_recipe
 from backend.registry import discover
 from backend.report import Report
+from backend.rules import check_layers
 from backend.text import evaluation
 
 WINDOWS, LENGTH = 4, 512

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from backend.padding import applied
 from backend.parts import Part, combined
-from backend.recipe import Stage, table_stages
+from backend.recipe import Stage
 from backend.registry import discover
 from backend.report import relative_error
+from backend.rules import table_stages
 from backend.views import Layer, Statistics
 
 if TYPE_CHECKING:

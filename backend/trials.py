@@ -22,8 +22,9 @@ from backend.checkpoints import Checkpoints
 from backend.evaluate import divergence, final_states, logit_slices
 from backend.fisher import sensitivities
 from backend.host import Host
+from backend.linear import CompressedLinear
 from backend.models import ModelFacts
-from backend.parts import CompressedLinear, before_inputs
+from backend.parts import before_inputs
 from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
 from backend.registry import discover

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from backend.coded import Codebook, Grid
 from backend.floating import Float
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.rtn import rtn
 from backend.mixed import Mixed
-from backend.parts import Codebook, Dense, Grid, Input, LowRank, Outliers, Sparse, combined, rebuild, unpack
+from backend.parts import Dense, Input, LowRank, Outliers, Sparse, combined, rebuild, unpack
 from backend.planes import Planes
 from backend.registry import discover
 from backend.views import Layer, Statistics

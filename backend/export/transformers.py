@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from backend.artifacts import compressed_modules, load_tokenizer, open_artifact, read_metadata, replace_module
 from backend.errors import UserError
 from backend.host import Host
-from backend.parts import CompressedLinear, before_inputs
+from backend.linear import CompressedLinear
+from backend.parts import before_inputs
 from backend.shared import SharedHead
 
 # Merged factors are rounded to the model's type; more than this share of the logits' range is another model.

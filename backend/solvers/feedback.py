@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from backend.coded import Grid, groups_of
 from backend.parameters import GROUPED_ROW
-from backend.parts import Grid, groups_of
 from backend.solvers.columns import activation_order, inverse_root, solve_columns
 from backend.solvers.grids import fit_grid
 from backend.views import Statistics

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from backend.parts import stored_scale
+from backend.coded import stored_scale
 
 # Float16 still tells halves apart up to here, so codes fall where they should.
 _LARGEST_ZERO = 1024.0

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backend.coded import Codebook, Grid, flat
 from backend.factors import CodedFactors
 from backend.floating import Float
 from backend.mixed import Mixed
-from backend.parts import Codebook, Grid, LowRank, Outliers, Part, Sparse, flat, pack
+from backend.parts import LowRank, Outliers, Part, Sparse, pack
 from backend.planes import Planes, blocked, unblocked
 
 # Largest value of a stored type, a little below its end.

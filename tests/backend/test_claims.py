@@ -5,8 +5,9 @@ import math
 import pytest
 
 from backend.claims import Outcome, recipes, series_name, verdict
-from backend.recipe import Calibration, Evaluation, check_layers
+from backend.recipe import Calibration, Evaluation
 from backend.registry import Claim, discover
+from backend.rules import check_layers
 
 # Linears of the embedded model.
 LAYERS = {"model.layers.0.self_attn.q_proj": (576, 576), "model.layers.0.mlp.down_proj": (576, 1536)}

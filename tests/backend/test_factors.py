@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from backend.factors import CodedFactors
-from backend.parts import CompressedLinear, Dense, LowRank, combined
+from backend.linear import CompressedLinear
+from backend.parts import Dense, LowRank, combined
 from backend.sizes import Matrix, low_rank_bytes
 
 

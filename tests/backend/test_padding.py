@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from backend.artifacts import read_parts, tensor_sizes
+from backend.coded import Grid
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.padding import applied
-from backend.parts import Grid, Outliers, combined
+from backend.parts import Outliers, combined
 from backend.registry import discover
 from backend.solvers.tunable import decoder, retuned, tunable
 from tests.layers import after, output_error, random_layer

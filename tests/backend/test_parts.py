@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.parts import CompressedLinear, Dense, Grid, LowRank, Sparse, combined, pack, stored_scale, unpack
+from backend.coded import Grid, stored_scale
+from backend.linear import CompressedLinear
+from backend.parts import Dense, LowRank, Sparse, combined, pack, unpack
 from backend.solvers.grids import fit_grid
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from backend.artifacts import read_parts, tensor_sizes
+from backend.coded import Grid
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.models import facts
-from backend.parts import Grid, Sparse, combined
+from backend.parts import Sparse, combined
 from backend.pipeline import compress
 from backend.progress import silent
-from backend.recipe import check_layers, parse_recipe
+from backend.recipe import parse_recipe
+from backend.rules import check_layers
 from tests.tiny import make_model, make_text
 
 Q, UP, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"

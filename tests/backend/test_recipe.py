@@ -5,7 +5,8 @@ import json
 import pytest
 
 from backend.errors import UserError
-from backend.recipe import check_layers, parse_recipe
+from backend.recipe import parse_recipe
+from backend.rules import check_layers
 from backend.sweep import parse_sweep
 
 LAYERS = {

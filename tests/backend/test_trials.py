@@ -6,8 +6,9 @@ import torch
 from backend.artifacts import load_model, open_artifact, read_parts
 from backend.checkpoints import Checkpoints
 from backend.levels import Level, build
+from backend.linear import CompressedLinear
 from backend.models import facts
-from backend.parts import CompressedLinear, combined
+from backend.parts import combined
 from backend.pipeline import Walk, compress
 from backend.progress import silent
 from backend.recipe import Calibration, parse_recipe

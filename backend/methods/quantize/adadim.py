@@ -18,8 +18,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from backend.coded import Grid, groups_of
 from backend.parameters import ActOrder, Bits, Damping, GroupSize, Symmetric
-from backend.parts import Grid, Part, groups_of
+from backend.parts import Part
 from backend.registry import Claim, method
 from backend.sizes import grid_bytes
 from backend.solvers.feedback import quantize_columns, quantize_whole_columns

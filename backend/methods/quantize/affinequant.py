@@ -24,8 +24,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear
 
+from backend.coded import Grid, groups_of, stored_scale
 from backend.parameters import Bits, GroupSize
-from backend.parts import Grid, groups_of, stored_scale
 from backend.registry import Claim, method
 from backend.sizes import grid_bytes
 from backend.solvers.blockwise import Values, fit, gradients, relative_error

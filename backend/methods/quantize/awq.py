@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.coded import Grid, grid_codes, groups_of
 from backend.parameters import Bits, GroupSize, Symmetric
-from backend.parts import Grid, grid_codes, groups_of
 from backend.registry import Claim, method
 from backend.sizes import grid_bytes
 from backend.solvers.folding import divide_feed, feed_of, set_weight, weight_of

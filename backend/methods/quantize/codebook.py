@@ -19,8 +19,9 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from backend.coded import SCALES_A_STEP, Codebook, groups_of
 from backend.parameters import GroupSize
-from backend.parts import SCALES_A_STEP, Codebook, Part, groups_of
+from backend.parts import Part
 from backend.registry import Claim, method
 from backend.sizes import SCALE_BITS, Matrix, whole_bytes
 from backend.views import Layer

@@ -18,8 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.coded import Grid, groups_of
 from backend.parameters import Bits, GroupSize
-from backend.parts import Grid, Part, groups_of
+from backend.parts import Part
 from backend.registry import Claim, method
 from backend.sizes import float_zero_bytes
 from backend.solvers.grids import fit_float_grid

@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.coded import groups_of, stored_scale
 from backend.floating import Float
 from backend.parameters import Bits, GroupSize
-from backend.parts import Part, groups_of, stored_scale
+from backend.parts import Part
 from backend.registry import Claim, method
 from backend.sizes import Matrix, grid_bytes
 from backend.solvers.floats import largest, nearest

@@ -19,8 +19,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.coded import Grid, groups_of
 from backend.parameters import Bits, GroupSize, Symmetric
-from backend.parts import Grid, Outliers, Part, groups_of
+from backend.parts import Outliers, Part
 from backend.registry import Claim, method
 from backend.sizes import Matrix, grid_bytes
 from backend.solvers.descent import sweep_columns

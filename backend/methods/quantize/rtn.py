@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from backend.coded import Grid, groups_of
 from backend.parameters import Bits, GroupSize, Symmetric
-from backend.parts import Grid, Part, groups_of
+from backend.parts import Part
 from backend.registry import method
 from backend.sizes import Matrix, float_zero_bytes, grid_bytes
 from backend.solvers.grids import fit_float_grid, fit_grid

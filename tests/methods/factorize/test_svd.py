@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from backend.linear import CompressedLinear
 from backend.methods.factorize.svd import svd
-from backend.parts import CompressedLinear, LowRank, combined
+from backend.parts import LowRank, combined
 from tests.layers import random_layer
 
 

@@ -7,8 +7,8 @@ from backend.artifacts import open_artifact, read_parts
 from backend.errors import UserError
 from backend.export import export
 from backend.inputs import Rounded
+from backend.linear import CompressedLinear
 from backend.methods.quantize.activations import activations
-from backend.parts import CompressedLinear
 from backend.solvers.floats import largest, nearest
 from tests.layers import layer_of, random_layer
 from tests.methods.models import apart, logits, made

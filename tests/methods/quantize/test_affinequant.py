@@ -5,11 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backend.artifacts import open_artifact, read_parts, tensor_sizes
+from backend.coded import Grid, stored_scale
 from backend.estimate import estimate
 from backend.families import FAMILIES
 from backend.methods.quantize import affinequant as method
 from backend.methods.quantize.affinequant import _grid, _reach, _rounded
-from backend.parts import Grid, combined, stored_scale
+from backend.parts import combined
 from backend.solvers.equivalent import Site, changed, fold
 from backend.solvers.folding import Feed, feed_of, weight_of
 from backend.text import calibration, evaluation

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from backend.coded import Grid
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.gptq import gptq
 from backend.methods.quantize.rtn import rtn
-from backend.parts import Grid, combined
+from backend.parts import combined
 from backend.solvers.columns import activation_order, inverse_root, solve_columns
 from backend.solvers.grids import fit_grid
 from backend.views import Layer, Statistics
