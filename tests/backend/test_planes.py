@@ -118,7 +118,7 @@ def test_a_process_that_never_saw_a_method_opens_it(tmp_path):
     lines = (
         "import json, sys; from pathlib import Path; import torch",
         "from safetensors.torch import load_file",
-        "from backend.parts import rebuild"
+        "from backend.parts import rebuild\n"
         "at = Path(sys.argv[1]); settings = json.loads((at / 'settings.json').read_text())",
         "part = rebuild('planes', settings, load_file(at / 'part.safetensors'))",
         "assert torch.equal(part.dense(), load_file(at / 'dense.safetensors')['dense'])",
