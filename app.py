@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     claims.add_argument("--model", default=EMBEDDED_MODEL, help="the embedded id, a hub id or a folder")
     claims.add_argument("--text", help="calibration and evaluation text: a name or file:PATH")
+    claims.add_argument(
+        "--metrics", nargs="+", metavar="METRIC", help="measured beside what a claim is about; all by default"
+    )
     for section, fields in _CONDITIONS.items():
         for field in fields:
             claims.add_argument(f"--{section}-{field}", type=int, metavar="N", help="as in a recipe")
@@ -159,6 +162,8 @@ def _claims(options: argparse.Namespace, host: Host) -> int:
     for section, fields in _CONDITIONS.items():
         asked = {"text": options.text, **{field: given[f"{section}_{field}"] for field in fields}}
         conditions[section] = {name: value for name, value in asked.items() if value is not None}
+    if options.metrics is not None:
+        conditions["evaluation"]["metrics"] = options.metrics
     return headless.claims(options.model, conditions, options.methods, host)
 
 

@@ -62,16 +62,22 @@ def recipes(
 def verdict(better: Outcome | None, worse: Outcome | None, more_bytes: bool = False) -> Verdict:
     """Whether `better` loses less by more than two standard errors, with no more bytes unless `more_bytes`.
 
-    One window has no standard error, so nothing is beyond it. ValueError for different numbers of windows.
+    One window has no standard error, so nothing is beyond it. A run that is broken cannot be the better one;
+    one that works beats a broken one if it loses less, and without a difference where that one has no loss.
+    ValueError for different numbers of windows.
     """
     if better is None or worse is None:
         return Verdict("not tested")
-    if better.broken or worse.broken:
+    if better.broken:
         return Verdict("broken")
+    dear = better.packed > worse.packed and not more_bytes
+    measured = len(worse.windows) == len(better.windows) and all(map(math.isfinite, worse.windows))
+    if worse.broken and not measured:
+        return Verdict("does not hold" if dear else "holds")
     apart = [mine - theirs for mine, theirs in zip(better.windows, worse.windows, strict=True)]
     mean = statistics.fmean(apart)
     stderr = statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else None
     reach = math.inf if stderr is None else _BEYOND * stderr
-    if (better.packed > worse.packed and not more_bytes) or mean > reach:
+    if dear or mean > reach:
         return Verdict("does not hold", mean, stderr)
     return Verdict("holds" if mean < -reach else "within noise", mean, stderr)

@@ -152,7 +152,7 @@ def _between(stored: Stored, matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 
 def _reads_text(recipe: Recipe) -> bool:
-    return any(discover().methods[stage.method].needs != "nothing" for stage in recipe.stages)
+    return any(discover().methods[stage.method].asks(stage.params) != "nothing" for stage in recipe.stages)
 
 
 def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
@@ -160,11 +160,11 @@ def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
     methods = discover().methods
     tokens = recipe.calibration.samples * recipe.calibration.length
     weights = sum(rows * inputs for rows, inputs in layout.layers.values())
-    needs = {methods[stage.method].needs for stage in recipe.stages}
+    needs = {methods[stage.method].asks(stage.params) for stage in recipe.stages}
     work: list[tuple[str, str, float]] = [("load", "fixed", 1.0)]
-    if needs & {"norms", "gram"}:
+    if needs - {"nothing"}:
         work += [("outputs", "pass", tokens * weights), ("statistics", "pass", tokens * weights)]
-    if "gram" in needs:
+    if needs & {"gram", "inputs"}:
         squares = sum(max(shape) * min(shape) for shape in layout.layers.values())
         work.append(("statistics", "gram", tokens * squares))
     for number, stage in enumerate(recipe.stages, start=1):

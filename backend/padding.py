@@ -99,5 +99,5 @@ def _statistics(found: Statistics, more: int) -> Statistics:
 
     return Statistics(
         found.tokens, longer(found.squares), gram, longer(found.sums), longer(found.magnitudes),
-        longer(found.absolutes), longer(found.largest),
+        longer(found.absolutes), longer(found.largest), longer(found.sample),
     )  # fmt: skip

@@ -46,7 +46,7 @@ from backend.tables import Tables
 from backend.text import calibration
 from backend.training import text_loss
 from backend.trials import Trials
-from backend.views import Layer, Statistics, Work
+from backend.views import Layer, Statistics, Work, most
 
 # Which moments a file of statistics holds; another number makes old files of the cache unread.
 _MOMENTS = 3
@@ -311,8 +311,9 @@ class Walk:
         methods = discover().methods
         needs: dict[str, Need] = {}
         for name in self.layout.layers:
-            asked = {methods[stage.method].needs for _, stage in stages if stage.covers(name)}
-            needs[name] = "gram" if "gram" in asked else "norms" if "norms" in asked else "nothing"
+            needs[name] = most(
+                methods[stage.method].asks(stage.params) for _, stage in stages if stage.covers(name)
+            )
             if needs[name] == "norms" and name in self.turned:
                 # Of turned inputs nothing is known from the channels as they were.
                 needs[name] = "gram"

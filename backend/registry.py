@@ -26,6 +26,7 @@ Stored = Callable[[Matrix, Mapping[str, Any]], int]
 Keeps = Callable[[int, int, Mapping[str, Any]], int]
 Tries = Callable[[Mapping[str, Any]], Sequence[Any]]
 Scores = Callable[[Mapping[str, Any]], int]
+Asks = Callable[[Mapping[str, Any]], Need]
 # Names of two methods whose parameters do not tell them apart.
 _SHARED = ("blocks",)
 # (layout of a model, parameters) -> the layout that is left
@@ -51,6 +52,7 @@ class Claim:
 class Method:
     """One compression method; `shape` says whether it is handed a Layer or the whole Work.
 
+    `needs` is what it must know of the inputs with its defaults; `asks` tells it for any parameters.
     `plans` names the parameter of later stages that it decides for each linear, unless its own `over` does.
     `passes` counts the passes of a sample through every block, a gradient counting as two more.
     `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
@@ -83,6 +85,11 @@ class Method:
     shrinks: Shrinks | None = None
     pads: bool = False
     follows: str | None = None
+    asked: Asks | None = None
+
+    def asks(self, params: Mapping[str, Any]) -> Need:
+        """What a stage with these parameters, not all of them given, must know of the inputs."""
+        return self.asked(self.params.model_validate(params).model_dump()) if self.asked else self.needs
 
     def planned(self, params: Mapping[str, Any]) -> str | None:
         """The parameter of later stages that a stage with these parameters decides, or None."""
@@ -119,7 +126,7 @@ class Registry:
 def method(
     *,
     paper: str,
-    needs: Need = "nothing",
+    needs: Need | Asks = "nothing",
     claim: Claim | None = None,
     stored: Stored | None = None,
     plans: str | None = None,
@@ -193,13 +200,15 @@ def build_method(kind: str, module: ModuleType) -> Method:
     params = create_model(
         name, __config__=ConfigDict(extra="forbid", frozen=True, validate_default=True), **fields
     )
-    params()
+    defaults = params().model_dump()
     facts = fn.__dict__["method"]
+    asked = facts["needs"] if callable(facts["needs"]) else None
     return Method(
         f"{kind}.{name}", kind, name, "layer" if arguments[0].name == "layer" else "work", fn,
-        facts["needs"], facts["paper"], params, facts["claim"], module.__doc__ or "", facts["stored"],
+        asked(defaults) if asked else facts["needs"], facts["paper"], params, facts["claim"],
+        module.__doc__ or "", facts["stored"],
         facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
-        facts["passes"], facts["shrinks"], facts["pads"], facts["follows"],
+        facts["passes"], facts["shrinks"], facts["pads"], facts["follows"], asked,
     )  # fmt: skip
 
 

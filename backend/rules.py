@@ -59,7 +59,7 @@ def check_layers(
     if positions:
         methods = discover().methods
         asks = any(
-            methods[stage.method].needs != "nothing" or methods[stage.method].shape == "work"
+            methods[stage.method].asks(stage.params) != "nothing" or methods[stage.method].shape == "work"
             for stage in recipe.stages
         )
         for part, length in (

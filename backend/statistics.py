@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from backend.registry import Need
-from backend.views import Statistics
+from backend.views import Statistics, most
 
 # Columns of the Gram matrix computed at a time: only strips on and above the diagonal are multiplied out.
 _STRIP = 256
+# Rows of a sample of the inputs.
+_SAMPLE = 512
 _PER_CHANNEL = ("squares", "sums", "magnitudes", "absolutes", "largest")
 
 
@@ -30,8 +32,7 @@ class Gatherer:
         self._handles: list[RemovableHandle] = []
         self._last: str | None = None
         for group in groups:
-            wanted = {needs.get(name, "nothing") for name in group}
-            need: Need = "gram" if "gram" in wanted else "norms" if "norms" in wanted else "nothing"
+            need = most(needs.get(name, "nothing") for name in group)
             if need != "nothing":
                 self._sums[group[0]] = _Sums(need)
                 self._last = group[0]
@@ -86,6 +87,9 @@ class _Sums:
         self.absolutes: Tensor | None = None
         self.largest: Tensor | None = None
         self.gram: Tensor | None = None
+        self.sample: Tensor | None = None
+        self._chances = torch.empty(0)
+        self._rng = torch.Generator().manual_seed(0)
 
     def add(self, x: Tensor) -> None:
         """Inputs [samples, length, in], or of one sample [length, in]."""
@@ -94,6 +98,8 @@ class _Sums:
         samples = x.reshape(-1, x.shape[-2], inputs)
         x = x.reshape(-1, inputs)
         self.tokens += x.shape[0]
+        if self.need == "inputs":
+            self._draw(x)
         # Float32 within a batch: sums in float64 from the start take ten times as long.
         sums = x.sum(dim=0).double()
         sizes = samples.abs()
@@ -116,13 +122,20 @@ class _Sums:
             # Float32 products of one batch, float64 sums over batches.
             self.gram[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
 
+    def _draw(self, x: Tensor) -> None:
+        """Keep the tokens with the largest of random numbers, so that each has the same chance."""
+        chances = torch.cat([self._chances, torch.rand(len(x), generator=self._rng)])
+        x = x if self.sample is None else torch.cat([self.sample, x])
+        kept = chances.topk(min(_SAMPLE, len(chances))).indices
+        self._chances, self.sample = chances[kept], x[kept.to(x.device)]
+
     def finish(self) -> Statistics:
         gram, squares = self.gram, self.squares
         if gram is not None:
             gram = gram.triu() + gram.triu(1).T
             squares = gram.diagonal().clone()
         return Statistics(
-            self.tokens, squares, gram, self.sums, self.magnitudes, self.absolutes, self.largest
+            self.tokens, squares, gram, self.sums, self.magnitudes, self.absolutes, self.largest, self.sample
         )
 
 
@@ -135,6 +148,8 @@ def write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
         for kind in _PER_CHANNEL:
             if (values := getattr(statistics, kind)) is not None:
                 tensors[f"{name}#{kind}"] = values.cpu()
+        if statistics.sample is not None:
+            tensors[f"{name}#sample"] = statistics.sample.cpu()
         if statistics.gram is not None:
             rows, columns = torch.triu_indices(*statistics.gram.shape)
             tensors[f"{name}#gram"] = statistics.gram[rows, columns].cpu()
@@ -153,7 +168,9 @@ def read_statistics(
         for group in groups:
             name = group[0]
             kept = {
-                kind: opened.get_tensor(key) for kind in _PER_CHANNEL if (key := f"{name}#{kind}") in names
+                kind: opened.get_tensor(key)
+                for kind in (*_PER_CHANNEL, "sample")
+                if (key := f"{name}#{kind}") in names
             }
             gram = None
             if f"{name}#gram" in names:

@@ -23,6 +23,7 @@ from backend.registry import discover
 from backend.report import Report
 from backend.rules import check_layers
 from backend.text import evaluation
+from backend.views import most
 
 WINDOWS, LENGTH = 4, 512
 ANSWER_TOKENS = 32
@@ -71,7 +72,8 @@ def operate(
     opened, tokenizer, windows, states, answers = _patient(model, calibration.text, host)
     progress(Update("operate", 1, 3, layer))
     walk = Walk(recipe, layout, opened, host, host.runs / "surgery", progress, Report(opened.device))
-    found = walk.look(layer, "surgery", "gram")
+    asked = most(discover().methods[stage.method].asks(stage.params) for stage in recipe.stages)
+    found = walk.look(layer, "surgery", most(("gram", asked)))
     parts, rows = walk.apply(layer, recipe.stages_of(layer), (), found.statistics)
     linear: Any = opened.model.get_submodule(layer)
     replace_module(opened.model, layer, CompressedLinear(parts, linear.bias, found.dtype))

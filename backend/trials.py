@@ -29,7 +29,7 @@ from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
 from backend.registry import discover
 from backend.text import calibration
-from backend.views import Choices
+from backend.views import Choices, most
 
 if TYPE_CHECKING:
     from backend.pipeline import Walk
@@ -72,7 +72,11 @@ def fill(walk: "Walk", levels: Mapping[str, tuple[str, ChainOf]], kept: Checkpoi
     missing = [label for label in levels if any(not kept.has(label, block) for block in range(count))]
     if not missing:
         return
-    for block, found in walk.gathered("levels", "gram"):
+    asked = most(
+        discover().methods[stage.method].asks(stage.params)
+        for label in missing for name in walk.layout.layers for _, stage in levels[label][1](name)
+    )  # fmt: skip
+    for block, found in walk.gathered("levels", most(("gram", asked))):
         before = walk.parts(block)
         for done, label in enumerate(missing):
             name, chain = levels[label]

@@ -1,8 +1,8 @@
 """All that a method may see: one Layer, or the Work on a whole model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -10,8 +10,14 @@ from torch import Tensor
 from backend.parts import Input, Part, combined
 
 Cached = TypeVar("Cached")
-# What a method must know of a linear's inputs: nothing, sums over each channel, or also the Gram matrix.
-Need = Literal["nothing", "norms", "gram"]
+# What a method must know of a linear's inputs: nothing, sums over each channel, also the Gram matrix, or also
+# a sample of the inputs themselves.
+Need = Literal["nothing", "norms", "gram", "inputs"]
+
+
+def most(needs: Iterable[Need]) -> Need:
+    """The need that answers all of `needs`."""
+    return max(needs, key=get_args(Need).index, default="nothing")
 
 
 @dataclass
@@ -24,6 +30,8 @@ class Statistics:
     magnitudes  largest mean of |x| over one calibration sample [in] float64, there whenever squares are
     absolutes   sum of |x| [in] float64, there whenever squares are
     largest     largest |x| [in] float64, there whenever squares are
+    sample      some of the inputs, drawn with equal chances [up to 512 tokens, in] float32, or None where no
+                method asked for them
     """
 
     tokens: int = 0
@@ -33,6 +41,7 @@ class Statistics:
     magnitudes: Tensor | None = None
     absolutes: Tensor | None = None
     largest: Tensor | None = None
+    sample: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, make: Callable[[], Cached]) -> Cached:
@@ -46,10 +55,12 @@ class Statistics:
         beyond what the Gram matrix tells."""
         if not any(change.moves for change in inputs):
             return self
-        gram = self.gram
+        gram, sample = self.gram, self.sample
         for change in inputs:
             gram = None if gram is None else change.of_gram(gram)
-        return Statistics(self.tokens, None if gram is None else gram.diagonal().clone(), gram)
+            sample = None if sample is None else change(sample)
+        squares = None if gram is None else gram.diagonal().clone()
+        return Statistics(self.tokens, squares, gram, sample=sample)
 
 
 @dataclass

@@ -21,7 +21,7 @@ def statistics_of(x: Tensor) -> Statistics:
     sizes = x.abs()
     return Statistics(
         x.shape[0], gram.diagonal().clone(), gram, x.sum(dim=0), sizes.mean(dim=0), sizes.sum(dim=0),
-        sizes.amax(dim=0),
+        sizes.amax(dim=0), x[:512].float(),
     )  # fmt: skip
 
 

@@ -229,8 +229,9 @@ def test_only_what_a_method_asked_for_is_needed():
         layer, x = random_layer()
         allowed = {
             "nothing": Statistics(),
-            "norms": dataclasses.replace(layer.statistics, gram=None, _cache={}),
-            "gram": layer.statistics,
+            "norms": dataclasses.replace(layer.statistics, gram=None, sample=None, _cache={}),
+            "gram": dataclasses.replace(layer.statistics, sample=None, _cache={}),
+            "inputs": layer.statistics,
         }[found.needs]
         start = base(found, layer)
         lean = Layer(start.name, start.weight, start.parts, allowed, start.rng, start.dtype)

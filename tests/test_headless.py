@@ -177,6 +177,16 @@ def test_claims_prints_a_verdict_with_paired_noise_and_fails_when_a_run_does(cal
     assert first["verdict"] == "not tested"
     assert "does not divide the 32 inputs" in first["better"]["failed"]
     assert second["verdict"] != "not tested"
+    code, out, err = call("claims", "prune.wanda", *conditions, "--metrics", "perplexity")
+    assert code == 0
+    lean = json.loads(out)["better"]
+    _, out, _ = call("claims", "prune.wanda", *conditions)
+    whole = json.loads(out)["better"]
+    assert lean["run"] != whole["run"]
+    assert lean["perplexity"] == whole["perplexity"]
+    code, _, err = call("claims", "prune.wanda", *conditions, "--metrics", "beauty")
+    assert code == 1
+    assert "beauty" in err
     code, _, err = call("claims", "quantize.rtn", *conditions)
     assert code == 1
     assert "'quantize.rtn' makes no claim" in err

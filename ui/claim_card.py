@@ -110,13 +110,13 @@ def _said(standing: Standing) -> str:
         return f"<p>{say('papers.two_protocols')}</p>"
     if said.word == "not tested":
         return ""
-    if said.word == "broken":
-        causes = [
-            f"{escape(side.recipe.chain())}: {escape(side.outcome.broken)}."
-            for side in standing.sides
-            if side.outcome and side.outcome.broken
-        ]
-        return f"<p>{say('papers.no_loss_to_compare', causes=' '.join(causes))}</p>"
+    causes = " ".join(
+        f"{escape(side.recipe.chain())}: {escape(side.outcome.broken)}."
+        for side in standing.sides
+        if side.outcome and side.outcome.broken
+    )
+    if said.difference is None:
+        return f"<p>{say('papers.no_loss_to_compare', causes=causes)}</p>"
     apart = significant(abs(said.difference), 3)
     noise = f" ± {significant(said.stderr, 2)}" if said.stderr is not None else ""
     way = say("papers.lower") if said.difference < 0 else say("papers.higher")
@@ -137,7 +137,10 @@ def _said(standing: Standing) -> str:
         sentence += say("papers.within_two_standard_errors")
     else:
         sentence += say("papers.beyond_two_standard_errors")
-    return f"{_strip(standing)}<p>{sentence}, {_bytes(better, worse, standing.claim.more_bytes)}.</p>"
+    sentence += f", {_bytes(better, worse, standing.claim.more_bytes)}."
+    if causes:
+        sentence += f" {say('papers.the_other_does_not_work', causes=causes)}"
+    return f"{_strip(standing)}<p>{sentence}</p>"
 
 
 def _bytes(better: Side, worse: Side, more_bytes: bool) -> str:

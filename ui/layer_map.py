@@ -9,6 +9,7 @@ import pandas as pd
 from backend.families import FAMILIES
 from backend.recipe import Stage
 from backend.registry import Need, discover
+from backend.views import most
 from ui.quantities import MISSING, byte_size, is_number, share, significant
 from ui.texts import say
 
@@ -16,7 +17,7 @@ from ui.texts import say
 _COMPUTED = list(
     dict.fromkeys(name for family in FAMILIES.values() for group in family.linears for name in group)
 )
-_SEEN: dict[Need, str] = {"gram": "outputs", "norms": "norms", "nothing": "weights"}
+_SEEN: dict[Need, str] = {"inputs": "outputs", "gram": "outputs", "norms": "norms", "nothing": "weights"}
 # What the error of a layer is measured by: the most that its stages gathered of the calibration text.
 ERRORS = {
     "outputs": say("layers.error_of_outputs"),
@@ -90,8 +91,8 @@ def seen_by(recipe: Mapping[str, Any], layer: str, number: int) -> str:
                 break
             asked, text = set(), stage.text
         if method.shape == "layer" and stage.covers(layer):
-            asked.add(method.needs)
-    return next((_SEEN[need] for need in ("gram", "norms", "nothing") if need in asked), "")
+            asked.add(method.asks(stage.params))
+    return _SEEN[most(asked)] if asked else ""
 
 
 def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from backend.claims import Outcome, recipes, series_name, verdict
+from backend.claims import Outcome, Verdict, recipes, series_name, verdict
 from backend.recipe import Calibration, Evaluation
 from backend.registry import Claim, discover
 from backend.rules import check_layers
@@ -65,11 +65,22 @@ def test_one_window_tells_nothing_about_noise():
     assert (said.word, said.difference, said.stderr) == ("within noise", -4.0, None)
 
 
+def test_a_run_that_works_beats_a_broken_one_and_never_the_other_way_round():
+    broken = outcome(9.0, 9.1, broken="loops")
+    said = verdict(outcome(1.0, 2.0), broken)
+    assert (said.word, said.difference) == ("holds", pytest.approx(-7.55))
+    assert verdict(broken, outcome(1.0, 2.0)).word == "broken"
+    assert verdict(broken, broken).word == "broken"
+    assert verdict(outcome(1.0, 2.0, packed=101), broken).word == "does not hold"
+    lost = outcome(math.nan, 9.0, broken="not finite")
+    assert verdict(outcome(1.0, 2.0), lost) == Verdict("holds")
+    assert verdict(outcome(1.0, 2.0, packed=101), lost) == Verdict("does not hold")
+
+
 def test_a_missing_run_is_not_tested_and_a_collapsed_one_is_broken():
     assert verdict(None, outcome(1.0, 2.0)).word == "not tested"
     assert verdict(outcome(1.0, 2.0), None).word == "not tested"
     assert verdict(outcome(broken="NaN"), outcome(1.0, 2.0)).word == "broken"
-    assert verdict(outcome(1.0, 2.0), outcome(9.0, 9.0, broken="loops")).word == "broken"
 
 
 def test_runs_on_other_windows_are_refused():

@@ -137,8 +137,25 @@ def test_a_collapsed_run_is_named_with_its_cause(jobs, stand):
     finish(jobs, better, [3.0, 4.0])
     finish(jobs, worse, [], broken="the loss is NaN")
     markup = claim_card(stand()[WANDA])
+    assert state(stand()[WANDA]) == "holds"
+    assert f"{worse.recipe.chain()}: the loss is NaN. A model that does not work" in markup
+
+
+def test_a_broken_run_that_has_a_loss_is_compared_and_named(jobs, stand):
+    better, worse = stand()[WANDA].sides
+    finish(jobs, better, [3.0, 4.0])
+    finish(jobs, worse, [7.0, 8.1], broken="it writes in loops")
+    markup = claim_card(stand()[WANDA])
+    assert state(stand()[WANDA]) == "holds"
+    assert "is lower by <b>4.05" in markup
+    assert f"{worse.recipe.chain()}: it writes in loops. Losing to a model" in markup
+
+
+def test_a_broken_run_is_not_the_better_one(jobs, stand):
+    better, worse = stand()[WANDA].sides
+    finish(jobs, better, [3.0, 4.0], broken="it writes in loops")
+    finish(jobs, worse, [7.0, 8.1])
     assert state(stand()[WANDA]) == "broken"
-    assert f"{worse.recipe.chain()}: the loss is NaN." in markup
 
 
 def test_runs_of_different_devices_are_not_compared(jobs, stand):

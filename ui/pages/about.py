@@ -33,6 +33,7 @@ _NEEDS = {
     "nothing": say("about.no_text"),
     "norms": say("about.input_norms"),
     "gram": say("about.gram_matrix"),
+    "inputs": say("about.inputs"),
 }
 
 

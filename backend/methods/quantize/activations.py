@@ -9,21 +9,27 @@ calibration text), or one for all after doubling each channel as often as it sta
 `symmetric` the range runs from the smallest to the largest value of the token. `float` rounds to short floats
 instead. By channel it must come before the stages that compress, for it moves scales into the weights; else
 the weights stay as they are. Stores nothing, 32 bits a linear for a fixed range, 8 more a channel for the
-doublings. No speed is claimed: the product itself runs in the model's type. The paper also searches range
-and format on the outputs, which takes the inputs themselves; here they are parameters.
+doublings. No speed is claimed: the product itself runs in the model's type.
+
+    for each split of the bits, t in 0 .. 2:  range 2**-t max|x|, doublings anew;  least |(X - X̂) Wᵀ|²
+
+`search` tries so many ranges on up to 512 drawn tokens X, and `exponent_bits` 0 every split, for each linear.
+The paper does so in turns with the weights; here the weight is the one so far, and later stages fit theirs.
 Liu et al., LLM-FP4, arXiv 2310.16836, section 3; by token: Dettmers et al., LLM.int8(), arXiv 2208.07339.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from backend.errors import UserError
 from backend.inputs import Rounded
 from backend.parts import Dense, Part
 from backend.registry import Claim, method
-from backend.views import Layer
+from backend.views import Layer, Need
 
 InputBits = Annotated[int, Field(ge=2, le=8, description="Bits of one rounded activation")]
 Per = Annotated[
@@ -32,19 +38,30 @@ Per = Annotated[
 ]
 Number = Annotated[Literal["integer", "float"], Field(description="Whole numbers, or short floats")]
 Exponent = Annotated[
-    int, Field(ge=1, le=5, description="Exponent bits of a short float, fewer than its bits less one")
+    int, Field(ge=0, le=5, description="Exponent bits of a short float, fewer than its bits; 0 tries all")
+]
+Search = Annotated[
+    int, Field(ge=0, le=200, description="Ranges tried for each linear; 0 keeps that of the text")
 ]
 Centred = Annotated[bool, Field(description="The range is centred on zero")]
 Clip = Annotated[float, Field(gt=0.0, le=1.0, description="Share of the range that is kept")]
 
 
+# Ranges down to a quarter of the largest.
+_NARROWEST = 2.0
+_MOST_EXPONENT_BITS = 5
 # With four bits a small model is broken either way.
 _SHORT = {"input_bits": 6, "number": "float"}
 
 
+def _needs(params: Mapping[str, Any]) -> Need:
+    tries = params["search"] > 0 or (params["number"] == "float" and not params["exponent_bits"])
+    return "inputs" if tries else "norms"
+
+
 @method(
     paper="arXiv:2310.16836",
-    needs="norms",
+    needs=_needs,
     inputs=True,
     claim=Claim(
         "6-bit floats whose channels are shifted lose less than 6-bit floats of one range",
@@ -62,32 +79,55 @@ def activations(
     number: Number = "integer",
     exponent_bits: Exponent = 2,
     clip: Clip = 1.0,
+    search: Search = 0,
 ) -> tuple[Part, ...]:
     """The parts as they are, behind rounded inputs."""
     rows, inputs = layer.weight.shape
-    exponent_bits = min(exponent_bits, input_bits - 1)
-    reach = doublings = None
+    largest = None
     if per != "token":
-        largest = layer.statistics.largest
-        if largest is None:
+        if layer.statistics.largest is None:
             raise UserError(
                 f"quantize.activations: per is '{per}', but the largest input of {layer.name} is not known "
                 "behind a rotation; allowed: token"
             )
-        reach = largest.float().clamp(min=1e-30)
-    if per == "channel" and reach is not None:
-        if layer.parts:
-            raise UserError(
-                "quantize.activations: per is 'channel', which moves scales into the weight of "
-                f"{layer.name}, but a stage before has compressed it; allowed: put this stage first"
-            )
-        doublings = (reach.amax() / reach).log2().round().clamp(0, 2**exponent_bits - 1)
-        reach = reach * doublings.exp2()
-        doublings = doublings.to(torch.uint8)
-    change = Rounded(
-        (rows, inputs), width=input_bits, number=number, exponent_bits=exponent_bits,
-        symmetric=symmetric or per != "token" or number == "float", clip=clip,
-        range=None if reach is None else reach.amax().view(1), doublings=doublings,
-    )  # fmt: skip
+        largest = layer.statistics.largest.float().clamp(min=1e-30)
+    if per == "channel" and layer.parts:
+        raise UserError(
+            "quantize.activations: per is 'channel', which moves scales into the weight of "
+            f"{layer.name}, but a stage before has compressed it; allowed: put this stage first"
+        )
+    centred = symmetric or per != "token" or number == "float"
+    most = min(input_bits - 1, _MOST_EXPONENT_BITS)
+    splits = [min(exponent_bits, most)] if exponent_bits or number == "integer" else range(1, most + 1)
+    shares = torch.linspace(0, _NARROWEST, search).neg().exp2().tolist() if search else [1.0]
+
+    def rounding(split: int, share: float) -> Rounded:
+        reach = doublings = None
+        if largest is not None:
+            reach = largest
+            if per == "channel":
+                # A narrower range cuts off the loud channels, so that the others are doubled less often.
+                doublings = _doublings(largest, split, share).to(torch.uint8)
+                reach = largest * _doublings(largest, split, 1.0).exp2()
+            reach = reach.amax().view(1) * share
+        return Rounded(
+            (rows, inputs), width=input_bits, number=number, exponent_bits=split, symmetric=centred,
+            clip=clip if largest is not None else clip * share, range=reach, doublings=doublings,
+        )  # fmt: skip
+
+    tried = [rounding(split, share) for split in splits for share in shares]
+    change = tried[0] if len(tried) == 1 else min(tried, key=lambda one: _lost(one, layer))
     weight = change.of_weight(layer.weight).to(layer.dtype)
     return (*(layer.parts or (Dense((rows, inputs), weight),)), change)
+
+
+def _doublings(largest: Tensor, exponent_bits: int, share: float) -> Tensor:
+    return (largest.amax() * share / largest).log2().round().clamp(0, 2**exponent_bits - 1)
+
+
+def _lost(change: Rounded, layer: Layer) -> float:
+    """Squared error of the outputs on the sample, the weight not rounded any further."""
+    x = layer.statistics.sample
+    assert x is not None
+    wanted, got = x @ layer.now.T, change(x) @ change.of_weight(layer.now).T
+    return float((got - wanted).square().sum(dtype=torch.float64))

@@ -9,6 +9,7 @@ from backend.export import export
 from backend.inputs import Rounded
 from backend.linear import CompressedLinear
 from backend.methods.quantize.activations import activations
+from backend.registry import discover
 from backend.solvers.floats import largest, nearest
 from tests.layers import layer_of, random_layer
 from tests.methods.models import apart, logits, made
@@ -146,3 +147,64 @@ def test_what_is_quantized_behind_shifted_channels_is_fitted_to_them(host, tmp_p
     assert sum(last) < 2 * sum(row["error"] for row in rows.layers)
     with pytest.raises(UserError, match="allowed: put this stage first"):
         made(model, host, tmp_path, gptq, shift)
+
+
+def linear_loss(layer, x, **params):
+    """Squared error of the outputs on the inputs themselves."""
+    made = CompressedLinear(activations(layer, **params), None, torch.float32)(x.float())
+    return float((made - x.float() @ layer.weight.T).square().sum())
+
+
+@pytest.mark.parametrize("per", ["token", "tensor", "channel"])
+@pytest.mark.parametrize("number", ["integer", "float"])
+def test_a_searched_range_is_the_best_of_those_tried_and_never_worse_than_the_whole(per, number):
+    layer, x = random_layer(rows=24, inputs=32, tokens=400)
+    fixed = {"per": per, "number": number, "input_bits": 4, "exponent_bits": 2}
+    found = activations(layer, search=9, **fixed)[-1]
+    ours = linear_loss(layer, x, search=9, **fixed)
+    assert ours <= linear_loss(layer, x, **fixed)
+    shares = (2.0 ** -torch.linspace(0, 2, 9)).tolist()
+    if per == "token":
+        tried = [linear_loss(layer, x, clip=share, **fixed) for share in shares]
+        assert found.clip == pytest.approx(shares[tried.index(min(tried))])
+        assert ours == pytest.approx(min(tried))
+    else:
+        whole = activations(layer, **fixed)[-1].range
+        assert min(abs(float(found.range / whole) - share) for share in shares) < 1e-6
+
+
+def test_zero_exponent_bits_try_every_split_and_take_the_best():
+    layer, x = random_layer(rows=24, inputs=32, tokens=400)
+    fixed = {"per": "tensor", "number": "float", "input_bits": 4}
+    lost = {split: linear_loss(layer, x, exponent_bits=split, **fixed) for split in (1, 2, 3)}
+    found = activations(layer, exponent_bits=0, **fixed)[-1]
+    assert found.exponent_bits == min(lost, key=lost.get)
+    assert len(set(lost.values())) == 3
+
+
+def test_a_narrower_range_doubles_the_quiet_channels_less_often():
+    layer, _ = random_layer(rows=24, inputs=32, tokens=400)
+    fixed = {"per": "channel", "number": "float", "input_bits": 4, "exponent_bits": 3}
+    whole, narrow = (activations(layer, **fixed, **more)[-1] for more in ({}, {"search": 5}))
+    assert float(narrow.range) < float(whole.range)
+    assert (narrow.doublings <= whole.doublings).all()
+    assert (narrow.doublings < whole.doublings).any()
+
+
+def test_only_a_search_asks_for_the_inputs_themselves():
+    asks = discover().methods["quantize.activations"].asks
+    assert asks({}) == asks({"number": "float"}) == "norms"
+    assert asks({"search": 4}) == asks({"number": "float", "exponent_bits": 0}) == "inputs"
+
+
+@pytest.mark.parametrize("before", [(), ({"method": "transform.hadamard"},)], ids=["plain", "turned"])
+def test_a_search_in_a_run_chooses_for_each_linear_also_behind_a_rotation(host, tmp_path, before):
+    model = make_model(tmp_path / "model")
+    search = ROUND | {"params": {"input_bits": 3, "search": 8}}
+    artifact, _ = made(model, host, tmp_path, *before, search)
+    clips = [
+        part.clip for parts in read_parts(artifact).values() for part in parts if isinstance(part, Rounded)
+    ]
+    assert len(clips) == 14
+    assert len(set(clips)) > 1
+    assert min(clips) < 0.9
