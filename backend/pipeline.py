@@ -1,7 +1,6 @@
 """Compress a model by a recipe: the only code that walks the blocks."""
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,23 +32,20 @@ from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.models import ModelFacts, facts
 from backend.padding import applied
-from backend.parts import Factors, Input, Part, gone, inputs_of
+from backend.parts import Input, Part, gone, inputs_of
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, Stage, planned_stages
 from backend.registry import Method, Need, discover
-from backend.report import Report, relative_error
+from backend.report import Report, row
 from backend.resident import forget_peak
 from backend.rules import check_layers
 from backend.shrink import shrunk
-from backend.statistics import Gatherer, read_statistics, write_statistics
+from backend.statistics import Gatherer, read_statistics, statistics_file, write_statistics
 from backend.tables import Tables
 from backend.text import calibration
 from backend.training import text_loss
 from backend.trials import Trials
 from backend.views import Layer, Statistics, Work, most
-
-# Which moments a file of statistics holds; another number makes old files of the cache unread.
-_MOMENTS = 3
 
 
 @torch.inference_mode()
@@ -215,6 +211,10 @@ class Walk:
             if asks and not (dense_order and self._cached_all(count, needs))
             else None
         )
+        # Behind the last block that is asked about nothing has to be known.
+        last = max(
+            (self.family.place(name)[0] for name, need in needs.items() if need != "nothing"), default=0
+        )
         for block in range(count):
             self.progress(Update("compress", block, count, f"block {block + 1} of {count}"))
             finished = self.checkpoints.load(label, block)
@@ -237,7 +237,7 @@ class Walk:
                             rows += made
                 finished = {name: parts for name, parts in finished.items() if parts}
                 self.checkpoints.save(label, block, finished, rows)
-            if feeds and block + 1 < count:
+            if feeds and block < last:
                 with self.report.timed("outputs"), self.swapped({} if dense_order else finished):
                     feeds.advance(block)
         self.progress(Update("compress", count, count))
@@ -362,26 +362,7 @@ class Walk:
     ) -> dict[str, Any]:
         """What the report tells of a linear after a stage."""
         made = self.layer(name, parts, statistics, name)
-        block, projection = self.family.place(name)
-        now, kept = made.now, made.kept
-        if not bool(torch.isfinite(now).all()):
-            raise RuntimeError(f"stage {number}, {method}: {name} came out with NaN or infinite values")
-        error, seen = relative_error(made.weight, now, made.statistics)
-        bits = sum(part.bits for part in parts)
-        return {
-            "layer": name,
-            "block": block,
-            "projection": projection,
-            "stage": number,
-            "method": method,
-            "error": error,
-            "error_kind": seen,
-            "bits": bits / made.weight.numel(),
-            "sparsity": 0.0 if kept is None else 1 - float(kept.float().mean()),
-            "rank": sum(part.rank for part in parts if isinstance(part, Factors)),
-            "bytes": bits // 8,
-            "seconds": seconds,
-        }
+        return row(made, self.family.place(name), number, method, parts, seconds)
 
     def _weight(self, name: str) -> tuple[Tensor, torch.dtype]:
         """A linear's weight [out, in] in float32, and the type that the model stores it in."""
@@ -419,16 +400,8 @@ class Walk:
     def _cache_file(self, block: int, needs: Mapping[str, Need]) -> Path:
         # By the name that a block's groups gather under, so that recipes with the same needs share it.
         asked = [needs[name] for group in self.family.group_names(block) for name in group]
-        text = json.dumps(
-            [
-                _MOMENTS,
-                [self.layout.fingerprint, *self.changes],
-                hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest(),
-                asked,
-            ]
-        )
-        folder = self.host.cache / "statistics" / hashlib.sha256(text.encode()).hexdigest()[:16]
-        return folder / f"block-{block:03d}.safetensors"
+        model = [self.layout.fingerprint, *self.changes]
+        return statistics_file(self.host.cache, block, model, self.tokens, asked)
 
     def _cached_all(self, count: int, needs: Mapping[str, Need]) -> bool:
         return all(is_whole(self._cache_file(block, needs)) for block in range(count))

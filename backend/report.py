@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backend.parts import Factors, Part
 from backend.resident import peak_bytes
-from backend.views import Statistics
+from backend.views import Layer, Statistics
 
 
 @dataclass
@@ -42,6 +43,34 @@ class Report:
             "layers": self.layers, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
             "calibration": self.calibration, "notes": self.notes,
         }  # fmt: skip
+
+
+def row(
+    made: Layer, place: tuple[int, str], number: int, method: str, parts: Sequence[Part], seconds: float
+) -> dict[str, Any]:
+    """What is told of a linear after stage `number`, which made it of `parts`; `place`: (block, projection).
+
+    Raises RuntimeError when a value of the weight is not finite.
+    """
+    now, kept = made.now, made.kept
+    if not bool(torch.isfinite(now).all()):
+        raise RuntimeError(f"stage {number}, {method}: {made.name} came out with NaN or infinite values")
+    error, seen = relative_error(made.weight, now, made.statistics)
+    bits = sum(part.bits for part in parts)
+    return {
+        "layer": made.name,
+        "block": place[0],
+        "projection": place[1],
+        "stage": number,
+        "method": method,
+        "error": error,
+        "error_kind": seen,
+        "bits": bits / made.weight.numel(),
+        "sparsity": 0.0 if kept is None else 1 - float(kept.float().mean()),
+        "rank": sum(part.rank for part in parts if isinstance(part, Factors)),
+        "bytes": bits // 8,
+        "seconds": seconds,
+    }
 
 
 def relative_error(weight: Tensor, now: Tensor, statistics: Statistics) -> tuple[float, str]:

@@ -1,5 +1,7 @@
 """Second moments of the inputs of linears, gathered by hooks while blocks run."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ from backend.views import Statistics, most
 
 # Columns of the Gram matrix computed at a time: only strips on and above the diagonal are multiplied out.
 _STRIP = 256
+# Which moments a file of statistics holds; another number makes old files of the cache unread.
+_MOMENTS = 3
 # Rows of a sample of the inputs.
 _SAMPLE = 512
 _PER_CHANNEL = ("squares", "sums", "magnitudes", "absolutes", "largest")
@@ -137,6 +141,19 @@ class _Sums:
         return Statistics(
             self.tokens, squares, gram, self.sums, self.magnitudes, self.absolutes, self.largest, self.sample
         )
+
+
+def statistics_file(
+    cache: Path, block: int, model: Sequence[str], tokens: Tensor, asked: Sequence[Need]
+) -> Path:
+    """Where the statistics of a block lie that its linears `asked` for, of token ids [samples, length].
+
+    `model` tells which model it is and what was done to it.
+    """
+    ids = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    text = json.dumps([_MOMENTS, list(model), ids, list(asked)])
+    folder = cache / "statistics" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder / f"block-{block:03d}.safetensors"
 
 
 def write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:

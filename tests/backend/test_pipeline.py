@@ -157,6 +157,16 @@ def test_only_leaves_the_other_layers_dense(host, folder, text, tmp_path):
     assert torch.equal(kept, dense["model.layers.0.mlp.up_proj.weight"])
 
 
+def test_the_text_is_not_run_past_the_last_block_that_is_asked_about(host, folder, text, tmp_path):
+    first, report = run(recipe_of(folder, text, {**GPTQ, "only": "*.0.*"}), host, tmp_path, "first")
+    assert "statistics" in report.seconds
+    assert "outputs" not in report.seconds
+    second, report = run(recipe_of(folder, text, GPTQ), host, tmp_path, "second")
+    assert "outputs" in report.seconds
+    ours, theirs = (read_parts(artifact)["model.layers.0.mlp.down_proj"] for artifact in (first, second))
+    assert torch.equal(combined(ours), combined(theirs))
+
+
 def test_methods_without_data_read_no_text(host, folder, tmp_path):
     recipe = recipe_of(
         folder, tmp_path / "missing.txt", {"method": "quantize.rtn", "params": {"group_size": 16}}
