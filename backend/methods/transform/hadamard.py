@@ -29,17 +29,16 @@ from backend.views import Work
 
 Heads = Annotated[bool, Field(description="Turn values and the inputs of the output projection within heads")]
 Online = Annotated[bool, Field(description="Turn the inputs of the down projection while the model runs")]
-# With four bits, where the gain is largest, a small model that was not turned is broken and proves nothing.
-_SIX = ({"method": "quantize.activations", "params": {"input_bits": 6}},)
+_FOUR = ({"method": "quantize.activations", "params": {"input_bits": 4}},)
 
 
 @method(
     paper="arXiv:2404.00456",
     unties=True,
     claim=Claim(
-        "With 6-bit activations, turning loses less than leaving the channels as they are",
-        better=({"method": "transform.hadamard"}, *_SIX),
-        worse=_SIX,
+        "With 4-bit activations, turning loses less than leaving the channels as they are",
+        better=({"method": "transform.hadamard"}, *_FOUR),
+        worse=_FOUR,
         more_bytes=True,
     ),
 )
