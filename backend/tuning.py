@@ -6,6 +6,7 @@ the dense block makes of the dense blocks' states.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,13 +72,17 @@ def _opened(walk: "Walk", number: int, stage: Stage, block: int, dense: Feed, in
             biases[name] = None if bias is None else bias.detach()
         inputs, targets = inputs.clone(), dense.states.clone()
 
-    def outputs(states: Tensor, linears: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
+    def outputs(
+        states: Tensor,
+        linears: Mapping[str, Callable[[Tensor], Tensor]],
+        factors: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
         originals = {}
         positional, named = _plain(dense.given(block, len(states)))
         for name, linear in linears.items():
             short = name.removeprefix(f"{prefix}.")
             originals[short] = module.get_submodule(short)
-            replace_module(module, short, Standin(changes[name], linear))
+            replace_module(module, short, Standin(changes[name], linear, factors.get(name)))
         try:
             out = module(states.float(), *positional, **named)
         finally:
@@ -109,13 +114,19 @@ def _keep(walk: "Walk", number: int, method: str, before: str | None, opened: Bl
 
 
 class Standin(nn.Module):
-    """A function in place of a linear, behind what its inputs go through."""
+    """A function in place of a linear, behind what its inputs go through, which are times `factors` first."""
 
-    def __init__(self, changes: tuple[Input, ...], linear: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        changes: tuple[Input, ...],
+        linear: Callable[[Tensor], Tensor],
+        factors: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.changes, self.linear = changes, linear
+        self.changes, self.linear, self.factors = changes, linear, factors
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.factors is None else x * self.factors
         for change in self.changes:
             x = change(x) if change.keeps_values else _straight(change, x)
         return self.linear(x)

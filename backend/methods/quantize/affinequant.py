@@ -122,8 +122,9 @@ def _block(
             rounded = _rounded(weight, *_grid(weight, *clips, bits), bits).view_as(weight)
             kept = block.layers[name].kept
             rounded = rounded if kept is None else rounded * kept
-            linears[name] = partial(_behind, inverse=inverses.get(name), weight=rounded, bias=biases[name])
-        return relative_error(block.outputs(block.inputs[some], linears), block.targets[some])
+            linears[name] = partial(linear, weight=rounded, bias=biases[name])
+        # A norm that is divided feeds what rounds activations.
+        return relative_error(block.outputs(block.inputs[some], linears, inverses), block.targets[some])
 
     found = fit(
         start, units, loss, len(block.inputs), 1, epochs, rates, block.rng, block.told, schedule=schedule
@@ -194,10 +195,6 @@ def _largest(block: Block, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _reach(epoch: int, epochs: int, width: int) -> int:
     """Entries nearer than this to the diagonal take part: 1 in the first epoch, all in the last."""
     return (width - 1) * epoch // max(epochs - 1, 1) + 1
-
-
-def _behind(x: Tensor, inverse: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return linear(x if inverse is None else x * inverse, weight, bias)
 
 
 def _grid(weight: Tensor, high: Tensor, low: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -178,9 +178,12 @@ def test_one_epoch_of_matrices_is_one_of_scales(host, tmp_path):
         torch.testing.assert_close(combined(parts), combined(second[name]), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_stored_makes_the_loss_that_was_judged(host, tmp_path, fits):
+@pytest.mark.parametrize("input_bits", [0, 4], ids=["weights", "weights and activations"])
+def test_what_is_stored_makes_the_loss_that_was_judged(host, tmp_path, fits, input_bits):
     model = make_model(tmp_path / "model")
-    artifact, report = made(model, host, tmp_path, learned("affine", samples=4), samples=4)
+    rounded = {"method": "quantize.activations", "params": {"input_bits": input_bits}}
+    stages = (*([rounded] if input_bits else []), learned("affine", samples=4))
+    artifact, report = made(model, host, tmp_path, *stages, samples=4)
     dense, small = AutoModelForCausalLM.from_pretrained(model).eval(), open_artifact(artifact, host).model
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = calibration(f"file:{tmp_path / 'text.txt'}", tokenizer, 4, 64, 0, host).ids
@@ -200,7 +203,7 @@ def test_what_is_stored_makes_the_loss_that_was_judged(host, tmp_path, fits):
             float((now[k] - wanted[k]).square().sum() / wanted[k].square().sum()) for k in range(len(ids))
         ]
         assert sum(errors) / len(ids) == pytest.approx(found.losses[found.best], rel=1e-3)
-    assert {row["method"] for row in report.layers} == {"quantize.affinequant"}
+    assert {row["method"] for row in report.layers} == {stage["method"] for stage in stages}
 
 
 def test_what_was_pruned_stays_zero_and_bytes_are_as_estimated(host, tmp_path):
@@ -234,3 +237,14 @@ def test_a_later_stage_compensates_the_weight_that_the_changed_model_has(host, t
     bare, _ = made(model, host, tmp_path, learned("affine"))
     helped, _ = made(model, host, tmp_path, learned("affine"), eora)
     assert lost(model, helped, host, tmp_path) < 0.5 * lost(model, bare, host, tmp_path)
+
+
+def test_scales_learned_with_rounded_activations_lose_less_than_those_learned_without(host, tmp_path):
+    """Of the paper's two settings the second, weights and activations of few bits."""
+    model = make_model(tmp_path / "model")
+    rounded = {"method": "quantize.activations", "params": {"input_bits": 3}}
+    with_them, without = (
+        lost(model, made(model, host, tmp_path, *stages, samples=16)[0], host, tmp_path)
+        for stages in ((rounded, learned(epochs=8)), (learned(epochs=8), rounded))
+    )
+    assert with_them < without
