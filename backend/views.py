@@ -133,9 +133,9 @@ class Block:
     biases   [out] float32 of each linear, or None
     inputs   [samples, length, d]: what the compressed blocks before it put out
     targets  [samples, length, d]: what the dense block makes of what the dense blocks before it put out
-    outputs  (states, {linear: x -> y}, {linear: factors [in]} or nothing) -> what the block in float32 makes of
-             some samples' states with these functions in place of its linears, each behind the changes that
-             its inputs go through, which are times the factors first; the other linears are the dense ones
+    outputs  (states, {linear: x -> y}, {linear: factors [in]}) -> what the block in float32 makes of some
+             samples' states with these functions in place of its linears, each behind the changes that its
+             inputs go through, which are times the factors, if any, first; other linears are the dense ones
     told     (done, total, words) tells how far the work on this block is
     parts    what the method makes of linears, put there before it asks for the next block
     changed  {parameter of the model: what it becomes}, put there likewise
