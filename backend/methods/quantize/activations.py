@@ -50,8 +50,7 @@ Clip = Annotated[float, Field(gt=0.0, le=1.0, description="Share of the range th
 # Ranges down to a quarter of the largest.
 _NARROWEST = 2.0
 _MOST_EXPONENT_BITS = 5
-# With four bits a small model is broken either way.
-_SHORT = {"input_bits": 6, "number": "float"}
+_FLOATS = {"input_bits": 4, "number": "float", "per": "channel", "exponent_bits": 0, "search": 12}
 
 
 def _needs(params: Mapping[str, Any]) -> Need:
@@ -64,9 +63,15 @@ def _needs(params: Mapping[str, Any]) -> Need:
     needs=_needs,
     inputs=True,
     claim=Claim(
-        "6-bit floats whose channels are shifted lose less than 6-bit floats of one range",
-        better=({"method": "quantize.activations", "params": {**_SHORT, "per": "channel"}},),
-        worse=({"method": "quantize.activations", "params": {**_SHORT, "per": "tensor"}},),
+        "W4A4 in searched floats with shifted channels loses less than W4A4 in integers by row and token",
+        better=(
+            {"method": "quantize.activations", "params": _FLOATS},
+            {"method": "quantize.llm_fp4", "params": {"bits": 4, "group_size": -1}},
+        ),
+        worse=(
+            {"method": "quantize.activations", "params": {"input_bits": 4}},
+            {"method": "quantize.rtn", "params": {"bits": 4, "group_size": -1, "symmetric": True}},
+        ),
         more_bytes=True,
     ),
 )
