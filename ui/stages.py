@@ -37,6 +37,19 @@ PRESETS: dict[str, list[Template]] = {
         {"method": "quantize.awq", "params": {"bits": 2, "group_size": 32}},
         {"method": "recover.blocks", "params": {"codes": True, "samples": 64}},
     ],
+    say("compress.preset_four_by_four"): [
+        {
+            "method": "quantize.activations",
+            "params": {
+                "input_bits": 4,
+                "number": "float",
+                "per": "channel",
+                "exponent_bits": 0,
+                "search": 12,
+            },
+        },
+        {"method": "quantize.llm_fp4", "params": {"bits": 4, "group_size": -1}},
+    ],
     say("compress.preset_learned_masks"): [
         {"method": "prune.wanda", "params": {"pattern": "2:4"}},
         {"method": "prune.maskllm", "params": {"pattern": "2:4", "samples": 16, "epochs": 2}},
