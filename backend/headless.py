@@ -93,6 +93,9 @@ def claims(model: str, conditions: Mapping[str, Any], wanted: Sequence[str], hos
             "difference_of": "loss in nats per token",
             "stderr": said.stderr,
             "windows": shared.evaluation.windows,
+            "model": shared.model,
+            "calibration": shared.calibration.model_dump(mode="json"),
+            "evaluation": shared.evaluation.model_dump(mode="json"),
             "better": _side(pair[0], better, claim.metric),
             "worse": _side(pair[1], worse, claim.metric),
         }

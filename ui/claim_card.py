@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from backend.registry import Method
 from ui.panel import STATES, badge, button, link, paper, table, top
 from ui.quantities import TITLES, byte_size, duration, is_number, significant, with_error
+from ui.shipped_claims import shipped
 from ui.standings import Side, Standing
 from ui.texts import many, say
 
@@ -36,7 +37,7 @@ def claim_card(standing: Standing, problem: str = "") -> str:
         f"{top(f'<span>{name}</span>', _state_badge(standing))}"
         f"<h3>{escape(standing.claim.text)}</h3>"
         f'<p>{escape(method.summary)}</p><p class="note">{citation(method)}</p>'
-        f"{_sides(standing)}{_progress(standing)}{_said(standing)}{refused}"
+        f"{_sides(standing)}{_progress(standing)}{_said(standing)}{_shipped(standing)}{refused}"
         f'<div class="acts">{_acts(standing)}</div>{_file(method)}</div>'
     )
 
@@ -141,6 +142,31 @@ def _said(standing: Standing) -> str:
     if causes:
         sentence += f" {say('papers.the_other_does_not_work', causes=causes)}"
     return f"{_strip(standing)}<p>{sentence}</p>"
+
+
+def _shipped(standing: Standing) -> str:
+    """What this version measured itself, as long as nothing was measured here."""
+    row = shipped(standing) if state(standing) == "not tested" else None
+    if row is None:
+        return ""
+    numbers = []
+    for side in (row["better"], row["worse"]):
+        value = significant(side[row["metric"]], 4)
+        numbers.append(f"{value} ({say('common.broken')})" if side["broken"] else value)
+    apart = row["difference"]
+    difference = "" if apart is None else f", {apart:+.3f} ± {row['stderr']:.3f}"
+    told = say(
+        "papers.shipped",
+        metric=TITLES[row["metric"]],
+        better=numbers[0],
+        worse=numbers[1],
+        difference=difference,
+        windows=row["windows"],
+        length=row["evaluation"]["length"],
+        samples=row["calibration"]["samples"],
+        tokens=row["calibration"]["length"],
+    )
+    return f'<p class="note shipped">{badge(WORDS[row["verdict"]], _TONES[row["verdict"]])} {told}</p>'
 
 
 def _bytes(better: Side, worse: Side, more_bytes: bool) -> str:

@@ -1,10 +1,15 @@
 """Claims on the page: what is queued, what the verdicts say, what stands there until there is one."""
 
+import json
+
 import pytest
 
+from backend.claims import recipes
+from backend.recipe import Calibration, Evaluation
 from store import measurements, results, runs
 from tests.tiny import make_model
 from tests.ui import made_up
+from ui import shipped_claims
 from ui.claim_card import citation, claim_card, state
 from ui.pages import papers
 from ui.standings import claiming, standings
@@ -214,3 +219,41 @@ def test_every_citation_is_short_and_names_its_paper():
         markup = citation(method)
         assert number in markup.split("<a")[0]
         assert len(markup.split("<a")[0]) < 160
+
+
+def test_every_shipped_verdict_is_about_a_claim_that_is_made_now_and_follows_from_its_figures():
+    made = dict((method.id, claim) for method, claim in claiming())
+    assert len(shipped_claims.rows()) >= 7
+    for name, row in shipped_claims.rows().items():
+        claim = made[name]
+        assert row["claim"] == claim.text
+        evaluation = Evaluation.model_validate_json(json.dumps(row["evaluation"]))
+        pair = recipes(claim, row["model"], Calibration(**row["calibration"]), evaluation)
+        assert [recipe.chain() for recipe in pair] == [row[side]["chain"] for side in ("better", "worse")]
+        dear = row["better"]["size.packed"] > row["worse"]["size.packed"] and not claim.more_bytes
+        if row["verdict"] == "holds":
+            assert not row["better"]["broken"]
+            assert not dear
+            assert row["difference"] is None or row["difference"] < -2 * row["stderr"]
+        elif row["verdict"] == "does not hold":
+            assert dear or row["difference"] > 2 * row["stderr"]
+
+
+def test_a_claim_nobody_tested_shows_what_this_version_measured_until_it_is_tested(
+    jobs, stand, wide, monkeypatch
+):
+    assert "when this version was made" not in claim_card(stand()[GPTQ])
+    row = shipped_claims.rows()[GPTQ]
+    model, text, _ = wide
+    here = {**row, "model": model, "calibration": {**row["calibration"], "text": text}}
+    monkeypatch.setattr(shipped_claims, "rows", lambda: {GPTQ: here})
+    shown = claim_card(stand()[GPTQ])
+    assert f"29.53 against 39.39, {row['difference']:+.3f} ± {row['stderr']:.3f} nats a token" in shown
+    assert "24 windows of 2048 tokens, 64 x 512 of calibration" in shown
+    other = {**here, "better": {**row["better"], "chain": "gptq 2-bit g64"}}
+    monkeypatch.setattr(shipped_claims, "rows", lambda: {GPTQ: other})
+    assert "when this version was made" not in claim_card(stand()[GPTQ])
+    monkeypatch.setattr(shipped_claims, "rows", lambda: {GPTQ: here})
+    for side in stand()[GPTQ].sides:
+        finish(jobs, side, [3.0, 4.0])
+    assert "when this version was made" not in claim_card(stand()[GPTQ])
