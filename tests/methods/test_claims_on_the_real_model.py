@@ -26,20 +26,23 @@ CONDITIONS = {
     "calibration": {"text": "wikipedia-en", "samples": 16, "length": 512, "order": "dense"},
     "evaluation": {"text": "wikipedia-en", "windows": 4, "length": 512, "metrics": ["divergence"]},
 }
-_EARLY = "model.layers.[23].*"
+_EARLY, _MIDDLE = "model.layers.[23].*", "model.layers.1[45].*"
 # The linears that are compressed; None where all or a claim's own are.
 PLACES = {
     "compensate.completion": _EARLY,
     "compensate.eora": _EARLY,
     "factorize.svdllm": _EARLY,
+    "prune.sparsegpt": _MIDDLE,
     "prune.wanda": _EARLY,
     "quantize.activations": _EARLY,
     "quantize.adadim": _EARLY,
     "quantize.awq": _EARLY,
+    "quantize.baq": _MIDDLE,
     "quantize.codebook": _EARLY,
     "quantize.fdb": None,
     "quantize.hlq": _EARLY,
     "quantize.llm_fp4": _EARLY,
+    "quantize.shiftadd": _MIDDLE,
     "transform.hadamard": _EARLY,
     "transform.smoothquant": _EARLY,
 }
