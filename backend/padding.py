@@ -66,6 +66,7 @@ def _padded(layer: Layer, more: int) -> Layer:
         layer.statistics.once(("padded", more), lambda: _statistics(layer.statistics, more)),
         layer.rng,
         layer.dtype,
+        layer.curves,
         more,
     )
 

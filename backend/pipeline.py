@@ -241,7 +241,7 @@ class Walk:
                 with self.report.timed("outputs"), self.swapped({} if dense_order else finished):
                     feeds.advance(block)
         self.progress(Update("compress", count, count))
-        self.report.layers += [row for block in range(count) for row in self.checkpoints.rows(label, block)]
+        self.report.add([row for block in range(count) for row in self.checkpoints.rows(label, block)])
 
     def _survey(self, told: str, need: Need) -> Iterator[Layer]:
         for _, layers in self.survey(told, need):
@@ -338,7 +338,8 @@ class Walk:
             layer = self.layer(name, parts, statistics, f"{name}|{number}")
             with self.report.timed(f"stage {number}, {stage.method}"):
                 parts = (*inputs_of(parts), *applied(method, layer, params))
-            rows.append(self.row(name, number, stage.method, parts, statistics, time.perf_counter() - start))
+            told = self.row(name, number, stage.method, parts, statistics, time.perf_counter() - start)
+            rows.append(told | ({"curves": layer.curves} if layer.curves else {}))
         return parts, rows
 
     def layer(self, name: str, parts: tuple[Part, ...], statistics: Statistics, told: str) -> Layer:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,17 @@ class Report:
     peak_bytes: int = 0
     calibration: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take over the rows of the linears of some stages; notes get the mean of their curves."""
+        found: dict[tuple[str, str], list[list[float]]] = {}
+        for one in rows:
+            for words, values in one.get("curves", {}).items():
+                found.setdefault((f"stage {one['stage']}, {one['method']}", words), []).append(values)
+        for (stage, words), curves in found.items():
+            means = [sum(column) / len(curves) for column in zip(*curves, strict=True)]
+            self.notes.setdefault(stage, {})[words] = means
+        self.layers += [{key: value for key, value in one.items() if key != "curves"} for one in rows]
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -73,6 +73,8 @@ class Layer:
     statistics  of its inputs
     rng         a generator seeded by recipe, layer and stage
     dtype       the type the model stores its values in
+    curves      what the method tells of its work: words to as many numbers for each linear of the stage, whose
+                mean over the linears the run's card draws
     """
 
     name: str
@@ -81,6 +83,7 @@ class Layer:
     statistics: Statistics
     rng: torch.Generator
     dtype: torch.dtype
+    curves: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def now(self) -> Tensor:

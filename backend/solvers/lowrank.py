@@ -60,6 +60,21 @@ def projected_error(
     return _balanced(projected @ right, (right.T / roots) @ vectors.T)
 
 
+def left_by_rank(error: Tensor, factors: tuple[Tensor, Tensor], gram: Tensor, points: int) -> list[float]:
+    """The share of the output error of `error` [out, in] left at so many ranks, from 0 to the whole.
+
+    For the factors of `projected_error`, whose terms do not overlap in the output: each repairs its own energy.
+    """
+    left, right = factors
+    whole = float(((error.double() @ gram) * error).sum())
+    repaired = left.square().sum(dim=0) * ((right @ gram) * right).sum(dim=1)
+    if whole <= 0:
+        return [0.0] * points
+    ranks = torch.linspace(0, left.shape[1], points).round().long()
+    summed = torch.nn.functional.pad(repaired.cumsum(0), (1, 0)) / whole
+    return (1 - summed[ranks.to(summed.device)]).clamp(min=0).tolist()
+
+
 def energies(error: Tensor, statistics: Statistics) -> Tensor:
     """How much of the output error of `error` [out, in] each rank repairs [min(out, in)], most first.
 

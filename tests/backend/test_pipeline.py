@@ -149,6 +149,29 @@ def test_eora_after_pruning_and_quantizing_lowers_the_error_of_both(host, folder
         assert rows[2]["rank"] == 4
 
 
+def test_the_card_is_told_the_mean_curve_of_all_linears_also_when_a_run_goes_on(host, folder, text, tmp_path):
+    recipe = recipe_of(folder, text, WANDA, EORA)
+    whole = run(recipe, host, tmp_path)[1]
+    (curve,) = whole.notes["stage 2, compensate.eora"].values()
+    assert curve[0] == pytest.approx(1)
+    assert curve == sorted(curve, reverse=True)
+    rows = [row for row in whole.layers if row["stage"] == 2]
+    assert len(rows) == 21
+    assert not any("curves" in row for row in rows)
+    # Errors are relative to the output, and the share to what was missed of it.
+    before = {row["layer"]: row["error"] for row in whole.layers if row["stage"] == 1}
+    left = sum(row["error"] / before[row["layer"]] for row in rows) / len(rows)
+    assert curve[-1] == pytest.approx(left, rel=0.02)
+
+    def stop(update):
+        if update.stage == "compress" and update.done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(recipe, host, tmp_path, "again", stop)
+    assert run(recipe, host, tmp_path, "again")[1].notes == whole.notes
+
+
 def test_only_leaves_the_other_layers_dense(host, folder, text, tmp_path):
     artifact, _ = run(recipe_of(folder, text, {**WANDA, "only": "*.layers.1.mlp.*"}), host, tmp_path)
     assert set(read_parts(artifact)) == {f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")}

@@ -5,8 +5,9 @@
 
 Needs the Gram matrix of the layer's inputs (uncentred), and works in float64: clamping the spectrum of C at
 float32's precision would throw most directions away. Stores what compensate.svd stores; with `energy` below
-one the rank stops where that share of ||X Eᵀ||² is repaired. With a `text` of its own, C is gathered on that
-one, of what the stages before it made, each block after the compensated ones before it.
+one the rank stops where that share of ||X Eᵀ||² is repaired, and a run's card draws what is left of it against
+the rank. With a `text` of its own, C is gathered on that one, of what the stages before it made, each block
+after the compensated ones before it.
 Compensates pruning, quantization and both together; on a small model a rank that helps costs many bits per
 weight, so look at the bytes and not at the rank.
 Liu et al., EoRA, arXiv 2410.21271, algorithm 1.
@@ -15,8 +16,10 @@ Liu et al., EoRA, arXiv 2410.21271, algorithm 1.
 from backend.parameters import Energy, FactorBits, OwnText, Rank
 from backend.parts import Part
 from backend.registry import Claim, method
-from backend.solvers.lowrank import projected_error, stored
+from backend.solvers.lowrank import left_by_rank, projected_error, stored
 from backend.views import Layer
+
+_POINTS = 33
 
 
 @method(
@@ -46,4 +49,7 @@ def eora(
     assert layer.statistics.gram is not None
     error, gram = layer.weight - layer.now, layer.statistics.gram.double()
     factors = projected_error(error, layer.statistics, rank, energy)
+    layer.curves["share of the missed output left, from no rank to the whole rank"] = left_by_rank(
+        error, factors, gram, _POINTS
+    )
     return (*layer.parts, stored(factors, factor_bits, layer.dtype, error, lambda rows: rows @ gram))

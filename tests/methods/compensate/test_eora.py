@@ -177,3 +177,17 @@ def test_hard_layers_come_out_finite_and_no_worse_than_before(bits):
         assert made[: len(base.parts)] == base.parts
         error = output_error(x, layer.weight, combined(made))
         assert error <= output_error(x, layer.weight, base.now)
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(48, 128), (128, 64)])
+def test_what_is_left_at_each_rank_is_told_as_the_outputs_themselves_show_it(rows, inputs):
+    layer, x = random_layer(rows=rows, inputs=inputs)
+    base = after(layer, wanda(layer, pattern="2:4"))
+    eora(base, rank=32)
+    (curve,) = base.curves.values()
+    energy = torch.linalg.svdvals(x @ (layer.weight.double() - base.now.double()).T).square()
+    expected = [float(energy[rank:].sum() / energy.sum()) for rank in range(33)]
+    assert curve == pytest.approx(expected, rel=1e-6)
+    whole = after(layer, (Dense((rows, inputs), layer.weight),))
+    eora(whole, rank=8)
+    assert set(*whole.curves.values()) == {0.0}
