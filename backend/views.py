@@ -73,8 +73,8 @@ class Layer:
     statistics  of its inputs
     rng         a generator seeded by recipe, layer and stage
     dtype       the type the model stores its values in
-    curves      what the method tells of its work: words to as many numbers for each linear of the stage, whose
-                mean over the linears the run's card draws
+    curves      what the method tells of its work: words to as many numbers for each linear of the stage; the
+                run's card draws their mean
     """
 
     name: str

@@ -63,7 +63,7 @@ def projected_error(
 def left_by_rank(error: Tensor, factors: tuple[Tensor, Tensor], gram: Tensor, points: int) -> list[float]:
     """The share of the output error of `error` [out, in] left at so many ranks, from 0 to the whole.
 
-    For the factors of `projected_error`, whose terms do not overlap in the output: each repairs its own energy.
+    For the factors of `projected_error`, whose terms are orthogonal in the output: each repairs its own.
     """
     left, right = factors
     whole = float(((error.double() @ gram) * error).sum())

@@ -5,9 +5,9 @@
 
 Needs the Gram matrix of the layer's inputs (uncentred), and works in float64: clamping the spectrum of C at
 float32's precision would throw most directions away. Stores what compensate.svd stores; with `energy` below
-one the rank stops where that share of ||X Eᵀ||² is repaired, and a run's card draws what is left of it against
-the rank. With a `text` of its own, C is gathered on that one, of what the stages before it made, each block
-after the compensated ones before it.
+one the rank stops where that share of ||X Eᵀ||² is repaired, and a run's card draws what is left against the
+rank. With a `text` of its own, C is gathered on that one, of what the stages before it made, each block after
+the compensated ones before it.
 Compensates pruning, quantization and both together; on a small model a rank that helps costs many bits per
 weight, so look at the bytes and not at the rank.
 Liu et al., EoRA, arXiv 2410.21271, algorithm 1.
