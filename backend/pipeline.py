@@ -143,6 +143,13 @@ class Walk:
         self, number: int, stage: Stage, method: Method, later: Sequence[tuple[int, Stage]] = ()
     ) -> None:
         """Hand the whole model to a method; `later` are the stages after it."""
+        self._text = stage.text
+        try:
+            self._whole(number, stage, method, later)
+        finally:
+            self._text = ""
+
+    def _whole(self, number: int, stage: Stage, method: Method, later: Sequence[tuple[int, Stage]]) -> None:
         if method.plans and (kept := self.checkpoints.plan(number)) is not None:
             self.plan.update(kept)
             return

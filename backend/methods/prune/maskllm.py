@@ -10,7 +10,8 @@ Wanda's or magnitude's own. With `start` scores it is as sure of itself as the s
 token. Every eighth sample only judges: of the start and all judgements the mask is kept that loses least.
 The paper is `text`, `mask`, noise r 1, alpha 3, reward λ 1e-5, a rate of 5e-4 and two billion tokens. From a
 few thousand it learns these by heart and no more; the defaults are made for them. `text` holds 24 bytes of
-logits and moments a weight (2:4). Stores what prune.magnitude stores.
+logits and moments a weight (2:4). Stores what prune.magnitude stores. Masks are carried over to another
+domain by a second such stage with that `text`: it starts from the first one's, and judges on that text.
 Fang et al., MaskLLM, arXiv 2409.17481, section 3.
 """
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from backend.errors import UserError
+from backend.parameters import OwnText
 from backend.parts import Sparse, pack, unpack
 from backend.registry import Claim, method
 from backend.sizes import kept_by_pattern
@@ -83,6 +85,7 @@ def maskllm(
     alpha: Alpha = 5.0,
     noise: Noise = 0.0,
     reward: Reward = 0.0,
+    text: OwnText = "",
 ) -> None:
     """A sparse part of the weights that the learned masks keep, for every linear of the stage."""
     starts = {

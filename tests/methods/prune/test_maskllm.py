@@ -261,3 +261,20 @@ def test_shares_sum_to_n_and_want_most_what_the_mask_keeps(mask):
     if mask == "own":
         group = scores.view(-1, 4)
         torch.testing.assert_close(shares.view(-1, 4), 2 * group / group.sum(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_masks_of_one_text_are_carried_over_to_another(host, tmp_path, objective):
+    model = make_model(tmp_path / "model")
+    other = tmp_path / "other.txt"
+    other.write_text(" ".join(str(7 * number % 90) + "?!" for number in range(6000)))
+    general, special = learn(objective=objective), learn(objective=objective, text=f"file:{other}")
+    start, _ = run(model, host, tmp_path, WANDA, general)
+    carried, report = run(model, host, tmp_path, WANDA, general, special)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = calibration(f"file:{other}", tokenizer, 16, 64, 0, host).ids
+    first, last = (lost(objective, model, artifact, host, ids) for artifact in (start, carried))
+    assert last < 0.95 * first
+    assert any("other.txt" in words for words in report.calibration)
+    same, _ = run(model, host, tmp_path, WANDA, general, learn(objective=objective))
+    assert last < lost(objective, model, same, host, ids)
