@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--model", default=EMBEDDED_MODEL, help="the embedded id, a hub id or a folder")
     claims.add_argument("--text", help="calibration and evaluation text: a name or file:PATH")
     claims.add_argument(
-        "--metrics", nargs="+", metavar="METRIC", help="measured beside what a claim is about; all by default"
+        "--metrics", metavar="METRIC,...", help="measured beside what a claim is about; all by default"
     )
     for section, fields in _CONDITIONS.items():
         for field in fields:
@@ -163,7 +163,7 @@ def _claims(options: argparse.Namespace, host: Host) -> int:
         asked = {"text": options.text, **{field: given[f"{section}_{field}"] for field in fields}}
         conditions[section] = {name: value for name, value in asked.items() if value is not None}
     if options.metrics is not None:
-        conditions["evaluation"]["metrics"] = options.metrics
+        conditions["evaluation"]["metrics"] = options.metrics.split(",")
     return headless.claims(options.model, conditions, options.methods, host)
 
 

@@ -30,7 +30,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The word; where both runs work, the mean difference (below zero: as claimed) and its standard error."""
+    """The word; where both runs have a loss, the mean difference (below zero: as claimed) and its error."""
 
     word: Word
     difference: float | None = None
@@ -71,7 +71,7 @@ def verdict(better: Outcome | None, worse: Outcome | None, more_bytes: bool = Fa
     if better.broken:
         return Verdict("broken")
     dear = better.packed > worse.packed and not more_bytes
-    measured = len(worse.windows) == len(better.windows) and all(map(math.isfinite, worse.windows))
+    measured = worse.windows and all(map(math.isfinite, worse.windows))
     if worse.broken and not measured:
         return Verdict("does not hold" if dear else "holds")
     apart = [mine - theirs for mine, theirs in zip(better.windows, worse.windows, strict=True)]

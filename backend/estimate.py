@@ -15,7 +15,7 @@ from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW, PLAIN_BITS
 from backend.recipe import Recipe, Stage, parse_recipe
 from backend.registry import Stored, Tries, discover
-from backend.rules import check_layers, table_stages
+from backend.rules import check_layers, needs_of, table_stages
 from backend.shrink import shrunk
 from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, kept_by_pattern, low_rank_bytes, whole_bytes
 from backend.text import check_text
@@ -116,7 +116,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
     rows, inputs = shape
     count = kept = rows * inputs
     pruned = quantized = between = False
-    grid = factors = 0
+    grid = factors = beside = 0
     planned: dict[str, Any] = {}
     for _, stage in chain:
         if discover().methods[stage.method].kind == "head":
@@ -133,13 +133,16 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             left = keeps(rows, inputs, params) if free else kept_by_pattern(count, params["pattern"])
             kept = min(kept, left)
         if stored := discover().methods[stage.method].stored:
-            quantized = True
             matrix = Matrix(rows, inputs, kept, value_bits)
+            if discover().methods[stage.method].inputs:
+                beside += stored(matrix, params)
+                continue
+            quantized = True
             grid = _between(stored, matrix, params) if between else stored(matrix, params)
         if "rank" in params:
             factors += low_rank_bytes(Matrix(rows, inputs, kept, value_bits), params)
     mask = whole_bytes(count) if pruned else 0
-    return (grid if quantized else kept * value_bits // 8) + mask + factors
+    return (grid if quantized else kept * value_bits // 8) + mask + factors + beside
 
 
 def _between(stored: Stored, matrix: Matrix, params: Mapping[str, Any]) -> int:
@@ -152,7 +155,7 @@ def _between(stored: Stored, matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 
 def _reads_text(recipe: Recipe) -> bool:
-    return any(discover().methods[stage.method].asks(stage.params) != "nothing" for stage in recipe.stages)
+    return bool(needs_of(recipe) - {"nothing"})
 
 
 def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
@@ -160,7 +163,7 @@ def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
     methods = discover().methods
     tokens = recipe.calibration.samples * recipe.calibration.length
     weights = sum(rows * inputs for rows, inputs in layout.layers.values())
-    needs = {methods[stage.method].asks(stage.params) for stage in recipe.stages}
+    needs = needs_of(recipe)
     work: list[tuple[str, str, float]] = [("load", "fixed", 1.0)]
     if needs - {"nothing"}:
         work += [("outputs", "pass", tokens * weights), ("statistics", "pass", tokens * weights)]

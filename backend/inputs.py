@@ -74,6 +74,10 @@ class Rounded(Input):
         return False
 
     @property
+    def factors(self) -> Tensor:
+        return self._raise(torch.empty(0) if self.doublings is None else self.doublings)
+
+    @property
     def moves(self) -> bool:
         return self.doublings is not None
 

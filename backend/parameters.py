@@ -39,7 +39,7 @@ Energy = Annotated[
 ]
 OwnText = Annotated[
     str,
-    Field(max_length=500, description="Text for this stage's statistics; empty is the calibration's"),
+    Field(max_length=500, description="Text that this stage is fitted on; empty is the calibration's"),
 ]
 Damping = Annotated[
     float, Field(ge=0.0, le=1.0, description="Share of the mean diagonal added to the Hessian")

@@ -214,6 +214,11 @@ class Input(Part):
         return True
 
     @property
+    def factors(self) -> Tensor | None:
+        """What each channel is multiplied by [in], rounding aside, or None where channels mix."""
+        return None
+
+    @property
     def moves(self) -> bool:
         """Whether the weight and the second moments are others behind it."""
         return True

@@ -319,7 +319,8 @@ class Walk:
         needs: dict[str, Need] = {}
         for name in self.layout.layers:
             needs[name] = most(
-                methods[stage.method].asks(stage.params) for _, stage in stages if stage.covers(name)
+                methods[stage.method].asks(stage.params)
+                for _, stage in planned_stages(stages, self.plan, name)
             )
             if needs[name] == "norms" and name in self.turned:
                 # Of turned inputs nothing is known from the channels as they were.
@@ -412,7 +413,8 @@ class Walk:
         return statistics_file(self.host.cache, block, model, self.tokens, asked)
 
     def _cached_all(self, count: int, needs: Mapping[str, Need]) -> bool:
-        return all(is_whole(self._cache_file(block, needs)) for block in range(count))
+        asking = {self.family.place(name)[0] for name, need in needs.items() if need != "nothing"}
+        return all(is_whole(self._cache_file(block, needs)) for block in range(count) if block in asking)
 
     @contextmanager
     def swapped(self, parts: Mapping[str, tuple[Part, ...]]) -> Iterator[None]:

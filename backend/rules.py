@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backend.errors import UserError
 from backend.parameters import GROUPED_ROW
-from backend.registry import Method, discover
+from backend.registry import Method, Need, discover
 
 if TYPE_CHECKING:
     from backend.recipe import Recipe, Stage
@@ -58,10 +58,8 @@ def check_layers(
         _check_chain(table_stages(enumerate(recipe.stages, start=1), name, layers), f" ({name})")
     if positions:
         methods = discover().methods
-        asks = any(
-            methods[stage.method].asks(stage.params) != "nothing" or methods[stage.method].shape == "work"
-            for stage in recipe.stages
-        )
+        whole = any(methods[stage.method].shape == "work" for stage in recipe.stages)
+        asks = whole or needs_of(recipe) - {"nothing"}
         for part, length in (
             ("calibration", recipe.calibration.length if asks else 0),
             ("evaluation", recipe.evaluation.length),
@@ -70,6 +68,13 @@ def check_layers(
                 raise UserError(
                     f"{part}: length is {length}; this model reads at most {positions} tokens at once"
                 )
+
+
+def needs_of(recipe: "Recipe") -> set[Need]:
+    """What the stages must know of the inputs of linears, those too that a plan gives other parameters."""
+    methods = discover().methods
+    stages = [*recipe.stages, *(stage for name in recipe.plan for _, stage in recipe.stages_of(name))]
+    return {methods[stage.method].asks(stage.params) for stage in stages}
 
 
 def check_order(stages: "tuple[Stage, ...]") -> None:

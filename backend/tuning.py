@@ -99,7 +99,9 @@ def _opened(walk: "Walk", number: int, stage: Stage, block: int, dense: Feed, in
 
     covered = {name: layer for name, layer in layers.items() if stage.covers(name)}
     told(0, 1, "start")
-    return Block(block, covered, biases, inputs, targets, outputs, told, walk.rng(f"{number}|{block}"))
+    return Block(
+        block, covered, biases, changes, inputs, targets, outputs, told, walk.rng(f"{number}|{block}")
+    )
 
 
 def _keep(walk: "Walk", number: int, method: str, before: str | None, opened: Block) -> None:
@@ -114,7 +116,7 @@ def _keep(walk: "Walk", number: int, method: str, before: str | None, opened: Bl
 
 
 class Standin(nn.Module):
-    """A function in place of a linear, behind what its inputs go through, which are times `factors` first."""
+    """A function in place of a linear, whose inputs are multiplied by `factors`, then changed."""
 
     def __init__(
         self,

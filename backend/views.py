@@ -51,16 +51,29 @@ class Statistics:
         return self._cache[key]
 
     def through(self, inputs: tuple[Input, ...]) -> "Statistics":
-        """Those of the inputs as they come out of `inputs`; of the channels alone nothing is known then,
-        beyond what the Gram matrix tells."""
-        if not any(change.moves for change in inputs):
-            return self
-        gram, sample = self.gram, self.sample
+        """Those of the inputs as they come out of `inputs`, rounding aside. Where these mix channels, nothing
+        is known of single ones beyond what the Gram matrix tells."""
+        found = self
         for change in inputs:
-            gram = None if gram is None else change.of_gram(gram)
-            sample = None if sample is None else change(sample)
-        squares = None if gram is None else gram.diagonal().clone()
-        return Statistics(self.tokens, squares, gram, sample=sample)
+            if change.moves:
+                factors = change.factors
+                found = found._mixed(change) if factors is None else found._scaled(change, factors)
+        return found
+
+    def _mixed(self, change: Input) -> "Statistics":
+        gram = None if self.gram is None else change.of_gram(self.gram)
+        sample = None if self.sample is None else change(self.sample)
+        return Statistics(self.tokens, None if gram is None else gram.diagonal().clone(), gram, sample=sample)
+
+    def _scaled(self, change: Input, factors: Tensor) -> "Statistics":
+        def times(one: Tensor | None, power: int = 1) -> Tensor | None:
+            return None if one is None else one * factors.to(one.dtype) ** power
+
+        return Statistics(
+            self.tokens, times(self.squares, 2), None if self.gram is None else change.of_gram(self.gram),
+            times(self.sums), times(self.magnitudes), times(self.absolutes), times(self.largest),
+            times(self.sample),
+        )  # fmt: skip
 
 
 @dataclass
@@ -136,9 +149,10 @@ class Block:
     biases   [out] float32 of each linear, or None
     inputs   [samples, length, d]: what the compressed blocks before it put out
     targets  [samples, length, d]: what the dense block makes of what the dense blocks before it put out
+    changes  what the inputs of each linear go through before the product
     outputs  (states, {linear: x -> y}, {linear: factors [in]}) -> what the block in float32 makes of some
-             samples' states with these functions in place of its linears, each behind the changes that its
-             inputs go through, which are times the factors, if any, first; other linears are the dense ones
+             samples' states with these functions in place of its linears; the inputs of each are multiplied
+             by its factors, if any, then changed, then handed over. Other linears are the dense ones
     told     (done, total, words) tells how far the work on this block is
     parts    what the method makes of linears, put there before it asks for the next block
     changed  {parameter of the model: what it becomes}, put there likewise
@@ -147,6 +161,7 @@ class Block:
     number: int
     layers: dict[str, Layer]
     biases: dict[str, Tensor | None]
+    changes: dict[str, tuple[Input, ...]]
     inputs: Tensor
     targets: Tensor
     outputs: Callable[..., Tensor]

@@ -117,7 +117,10 @@ def _said(standing: Standing) -> str:
         if side.outcome and side.outcome.broken
     )
     if said.difference is None:
-        return f"<p>{say('papers.no_loss_to_compare', causes=causes)}</p>"
+        told = say("papers.no_loss_to_compare", causes=causes)
+        if said.word == "does not hold":
+            told += f" ({_bytes(better, worse, standing.claim.more_bytes)})"
+        return f"<p>{told}</p>"
     apart = significant(abs(said.difference), 3)
     noise = f" ± {significant(said.stderr, 2)}" if said.stderr is not None else ""
     way = say("papers.lower") if said.difference < 0 else say("papers.higher")
@@ -154,7 +157,7 @@ def _shipped(standing: Standing) -> str:
         value = significant(side[row["metric"]], 4)
         numbers.append(f"{value} ({say('common.broken')})" if side["broken"] else value)
     apart = row["difference"]
-    difference = "" if apart is None else f", {apart:+.3f} ± {row['stderr']:.3f}"
+    difference = "" if apart is None else say("papers.apart", apart=f"{apart:+.3f} ± {row['stderr']:.3f}")
     told = say(
         "papers.shipped",
         metric=TITLES[row["metric"]],

@@ -64,12 +64,13 @@ def left_by_rank(error: Tensor, factors: tuple[Tensor, Tensor], gram: Tensor, po
     """The share of the output error of `error` [out, in] left at so many ranks, from 0 to the whole.
 
     For the factors of `projected_error`, whose terms are orthogonal in the output: each repairs its own.
+    Nothing where there is no error.
     """
     left, right = factors
     whole = float(((error.double() @ gram) * error).sum())
     repaired = left.square().sum(dim=0) * ((right @ gram) * right).sum(dim=1)
     if whole <= 0:
-        return [0.0] * points
+        return []
     ranks = torch.linspace(0, left.shape[1], points).round().long()
     summed = torch.nn.functional.pad(repaired.cumsum(0), (1, 0)) / whole
     return (1 - summed[ranks.to(summed.device)]).clamp(min=0).tolist()

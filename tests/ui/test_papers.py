@@ -146,6 +146,14 @@ def test_a_collapsed_run_is_named_with_its_cause(jobs, stand):
     assert f"{worse.recipe.chain()}: the loss is NaN. A model that does not work" in markup
 
 
+def test_a_broken_run_without_a_loss_still_leaves_the_bytes_to_judge(jobs, stand):
+    better, worse = stand()[WANDA].sides
+    finish(jobs, better, [3.0, 4.0], 101e6)
+    finish(jobs, worse, [], broken="the loss is NaN")
+    assert state(stand()[WANDA]) == "does not hold"
+    assert "1.0 MB more, which the claim does not allow" in claim_card(stand()[WANDA])
+
+
 def test_a_broken_run_that_has_a_loss_is_compared_and_named(jobs, stand):
     better, worse = stand()[WANDA].sides
     finish(jobs, better, [3.0, 4.0])

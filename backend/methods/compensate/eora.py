@@ -49,7 +49,8 @@ def eora(
     assert layer.statistics.gram is not None
     error, gram = layer.weight - layer.now, layer.statistics.gram.double()
     factors = projected_error(error, layer.statistics, rank, energy)
-    layer.curves["share of the missed output left, from no rank to the whole rank"] = left_by_rank(
-        error, factors, gram, _POINTS
-    )
+    if left := left_by_rank(error, factors, gram, _POINTS):
+        layer.curves["share of the missed output left, from rank 0 to the whole, factors not yet rounded"] = (
+            left
+        )
     return (*layer.parts, stored(factors, factor_bits, layer.dtype, error, lambda rows: rows @ gram))

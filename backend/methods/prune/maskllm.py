@@ -10,8 +10,8 @@ Wanda's or magnitude's own. With `start` scores it is as sure of itself as the s
 token. Every eighth sample only judges: of the start and all judgements the mask is kept that loses least.
 The paper is `text`, `mask`, noise r 1, alpha 3, reward λ 1e-5, a rate of 5e-4 and two billion tokens. From a
 few thousand it learns these by heart and no more; the defaults are made for them. `text` holds 24 bytes of
-logits and moments a weight (2:4). Stores what prune.magnitude stores. Masks are carried over to another
-domain by a second such stage with that `text`: it starts from the first one's, and judges on that text.
+logits and moments a weight (2:4). Stores what prune.magnitude stores. With a `text` of its own the stage
+learns and judges on that one: after a first such stage it carries these masks over to another domain.
 Fang et al., MaskLLM, arXiv 2409.17481, section 3.
 """
 

@@ -14,11 +14,12 @@ doublings. No speed is claimed: the product itself runs in the model's type.
     for each split of the bits, t in 0 .. 2:  range 2**-t max|x|, doublings anew;  least |(X - X̂) Wᵀ|²
 
 `search` tries so many ranges on up to 512 drawn tokens X, and `exponent_bits` 0 every split, for each linear.
-The paper does so in turns with the weights; here the weight is the one so far, and later stages fit theirs.
+The paper searches activations and weights in turns; here the outputs are those of the weight as it is, and a
+stage that quantizes it comes later and sees the shifted channels.
 Liu et al., LLM-FP4, arXiv 2310.16836, section 3; by token: Dettmers et al., LLM.int8(), arXiv 2208.07339.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from backend.errors import UserError
 from backend.inputs import Rounded
 from backend.parts import Dense, Part
 from backend.registry import Claim, method
+from backend.sizes import Matrix
 from backend.views import Layer, Need
 
 InputBits = Annotated[int, Field(ge=2, le=8, description="Bits of one rounded activation")]
@@ -38,7 +40,7 @@ Per = Annotated[
 ]
 Number = Annotated[Literal["integer", "float"], Field(description="Whole numbers, or short floats")]
 Exponent = Annotated[
-    int, Field(ge=0, le=5, description="Exponent bits of a short float, fewer than its bits; 0 tries all")
+    int, Field(ge=0, le=5, description="Exponent bits of a short float or of the shifts; 0 tries all")
 ]
 Search = Annotated[
     int, Field(ge=0, le=200, description="Ranges tried for each linear; 0 keeps that of the text")
@@ -50,17 +52,37 @@ Clip = Annotated[float, Field(gt=0.0, le=1.0, description="Share of the range th
 # Ranges down to a quarter of the largest.
 _NARROWEST = 2.0
 _MOST_EXPONENT_BITS = 5
+_RANGE_BYTES = 4
 _FLOATS = {"input_bits": 4, "number": "float", "per": "channel", "exponent_bits": 0, "search": 12}
 
 
+def _tries_splits(number: str, per: str, exponent_bits: int) -> bool:
+    return not exponent_bits and (number == "float" or per == "channel")
+
+
 def _needs(params: Mapping[str, Any]) -> Need:
-    tries = params["search"] > 0 or (params["number"] == "float" and not params["exponent_bits"])
-    return "inputs" if tries else "norms"
+    splits = _tries_splits(params["number"], params["per"], params["exponent_bits"])
+    return "inputs" if params["search"] > 0 or splits else "norms"
+
+
+def _passes(params: Mapping[str, Any]) -> int:
+    """How often the sample, about as long as one of the text, goes through every linear."""
+    if _needs(params) == "norms":
+        return 0
+    splits = _tries_splits(params["number"], params["per"], params["exponent_bits"])
+    return max(params["search"], 1) * (min(params["input_bits"] - 1, _MOST_EXPONENT_BITS) if splits else 1)
+
+
+def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
+    fixed = {"token": 0, "tensor": _RANGE_BYTES, "channel": _RANGE_BYTES + matrix.inputs}
+    return fixed[params["per"]]
 
 
 @method(
     paper="arXiv:2310.16836",
     needs=_needs,
+    stored=_stored,
+    passes=_passes,
     inputs=True,
     claim=Claim(
         "W4A4 in searched floats with shifted channels loses less than W4A4 in integers by row and token",
@@ -103,7 +125,7 @@ def activations(
         )
     centred = symmetric or per != "token" or number == "float"
     most = min(input_bits - 1, _MOST_EXPONENT_BITS)
-    splits = [min(exponent_bits, most)] if exponent_bits or number == "integer" else range(1, most + 1)
+    splits = range(1, most + 1) if _tries_splits(number, per, exponent_bits) else [min(exponent_bits, most)]
     shares = torch.linspace(0, _NARROWEST, search).neg().exp2().tolist() if search else [1.0]
 
     def rounding(split: int, share: float) -> Rounded:
@@ -121,7 +143,7 @@ def activations(
         )  # fmt: skip
 
     tried = [rounding(split, share) for split in splits for share in shares]
-    change = tried[0] if len(tried) == 1 else min(tried, key=lambda one: _lost(one, layer))
+    change = tried[0] if len(tried) == 1 else _best(tried, layer)
     weight = change.of_weight(layer.weight).to(layer.dtype)
     return (*(layer.parts or (Dense((rows, inputs), weight),)), change)
 
@@ -130,9 +152,13 @@ def _doublings(largest: Tensor, exponent_bits: int, share: float) -> Tensor:
     return (largest.amax() * share / largest).log2().round().clamp(0, 2**exponent_bits - 1)
 
 
-def _lost(change: Rounded, layer: Layer) -> float:
-    """Squared error of the outputs on the sample, the weight not rounded any further."""
-    x = layer.statistics.sample
+def _best(tried: Sequence[Rounded], layer: Layer) -> Rounded:
+    """The one with the least squared error of the outputs on the sample, for the weight as it is."""
+    x, weight = layer.statistics.sample, layer.now
     assert x is not None
-    wanted, got = x @ layer.now.T, change(x) @ change.of_weight(layer.now).T
-    return float((got - wanted).square().sum(dtype=torch.float64))
+    wanted = x @ weight.T
+    lost = [
+        float((change(x) @ change.of_weight(weight).T - wanted).square().sum(dtype=torch.float64))
+        for change in tried
+    ]
+    return tried[lost.index(min(lost))]

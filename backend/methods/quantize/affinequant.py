@@ -39,7 +39,7 @@ _CUT = 0.018
 _LEAST = 1e-5
 
 # What is learned for a whole model takes half an hour.
-_ONE = {"method": "quantize.affinequant", "only": "*.10.*"}
+_ONE = {"method": "quantize.affinequant", "only": "*.0.*"}
 _TWO_BITS = {"bits": 2, "group_size": 64}
 
 Freedom = Annotated[
@@ -61,7 +61,7 @@ MaskFactor = Annotated[
     stored=grid_bytes,
     passes=lambda params: 4 * params["samples"] * params["epochs"],
     claim=Claim(
-        "In one block at 2 bits, learned scales and matrices lose less than learned clipping alone",
+        "In the first block at 2 bits, learned scales and matrices lose less than learned clipping alone",
         better=({**_ONE, "params": {**_TWO_BITS, "shape": "affine"}},),
         worse=({**_ONE, "params": {**_TWO_BITS, "shape": "clipping"}},),
     ),
@@ -95,6 +95,9 @@ def _sites(work: Work, block: Block, affine: bool) -> list[Site]:
             continue
         whole = [feed.name, *names] if not feed.norm else names
         mixes = affine and number == 1 and all(block.layers[name].kept is None for name in whole)
+        if any(change.moves for name in names for change in block.changes[name]):
+            # Scales of channels and a matrix between them do not change places.
+            mixes = False
         found.append(Site(feed, tuple(names), feed.width if mixes and not feed.norm else 1))
     return found
 

@@ -1,21 +1,29 @@
 """Rounded activations against plain loops, and what the file keeps of them."""
 
+import json
+
 import pytest
 import torch
 
-from backend.artifacts import open_artifact, read_parts
+from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.errors import UserError
+from backend.estimate import estimate
 from backend.export import export
 from backend.inputs import Rounded
 from backend.linear import CompressedLinear
 from backend.methods.quantize.activations import activations
+from backend.pipeline import compress
+from backend.progress import silent
+from backend.recipe import parse_recipe
 from backend.registry import discover
 from backend.solvers.floats import largest, nearest
-from tests.layers import layer_of, random_layer
-from tests.methods.models import apart, logits, made
+from tests.layers import layer_of, random_layer, statistics_of
+from tests.methods.models import apart, asked, logits, made
 from tests.tiny import make_model
 
 ROUND = {"method": "quantize.activations"}
+WANDA = ({"method": "prune.wanda", "params": {"sparsity": 0.5}},)
+LQER = (*WANDA, {"method": "compensate.lqer", "params": {"rank": 4}})
 
 
 def rounding(**options) -> Rounded:
@@ -208,3 +216,69 @@ def test_a_search_in_a_run_chooses_for_each_linear_also_behind_a_rotation(host, 
     assert len(clips) == 14
     assert len(set(clips)) > 1
     assert min(clips) < 0.9
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"search": 4},
+        {"per": "tensor", "number": "float", "exponent_bits": 0},
+        {"per": "channel", "exponent_bits": 0},
+    ],
+    ids=str,
+)
+def test_a_plan_may_ask_for_a_search_of_one_linear(host, tmp_path, plan):
+    model = make_model(tmp_path / "model")
+    name = "model.layers.1.self_attn.q_proj"
+    recipe = parse_recipe({**json.loads(asked(model, tmp_path, ROUND).to_json()), "plan": {name: plan}})
+    artifact = tmp_path / "planned.safetensors"
+    compress(recipe, host, artifact, tmp_path / "scratch", silent)
+    plain, _ = made(model, host, tmp_path, ROUND)
+    ours, theirs = (read_parts(file)[name][-1] for file in (artifact, plain))
+    assert (ours.clip, ours.number, ours.doublings is None) != (theirs.clip, theirs.number, True)
+
+
+@pytest.mark.parametrize("per", ["token", "tensor", "channel"])
+@pytest.mark.parametrize(
+    "later", [(), ({"method": "quantize.rtn", "params": {"bits": 4, "group_size": 16}},)]
+)
+def test_the_estimate_counts_ranges_and_shifts_to_the_byte(host, tmp_path, per, later):
+    model = make_model(tmp_path / "model")
+    stages = (ROUND | {"params": {"per": per}}, *later)
+    artifact, _ = made(model, host, tmp_path, *stages)
+    packed = sum(tensor_sizes(artifact).values())
+    assert estimate(asked(model, tmp_path, *stages), host).packed_bytes == packed
+
+
+def test_more_ranges_take_more_time_in_the_estimate(host, tmp_path):
+    model = make_model(tmp_path / "model")
+    few, many = (
+        estimate(asked(model, tmp_path, ROUND | {"params": {"search": search}}), host).seconds
+        for search in (1, 200)
+    )
+    assert many > few
+
+
+def test_integers_by_channel_try_every_reach_of_the_shifts():
+    layer, _ = random_layer(rows=24, inputs=32, tokens=400)
+    found = activations(layer, per="channel", exponent_bits=0, input_bits=4)[-1]
+    assert found.doublings.max() > 0
+
+
+@pytest.mark.parametrize("later", [WANDA, LQER], ids=["wanda", "lqer"])
+def test_methods_that_ask_for_channels_see_the_shifted_ones(host, tmp_path, later):
+    model = make_model(tmp_path / "model")
+    shift = ROUND | {"params": {"per": "channel", "input_bits": 8}}
+    artifact, _ = made(model, host, tmp_path, shift, *later)
+    plain, _ = made(model, host, tmp_path, *later)
+    # Eight bits change little, and what the shifts do to a channel its weight undoes.
+    assert apart(model, artifact, host) == pytest.approx(apart(model, plain, host), rel=0.05)
+
+
+def test_statistics_behind_shifted_channels_are_those_of_the_shifted_inputs():
+    layer, x = random_layer(8, 16)
+    change = activations(layer, per="channel", input_bits=8)[-1]
+    now = layer.statistics.through((change,))
+    wanted = statistics_of(x * change.doublings.double().exp2())
+    for name in ("squares", "gram", "sums", "magnitudes", "absolutes", "largest", "sample"):
+        torch.testing.assert_close(getattr(now, name), getattr(wanted, name))

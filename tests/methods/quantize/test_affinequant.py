@@ -14,7 +14,7 @@ from backend.parts import combined
 from backend.solvers.equivalent import Site, changed, fold
 from backend.solvers.folding import Feed, feed_of, weight_of
 from backend.text import calibration, evaluation
-from tests.methods.models import IDS, asked, logits, made
+from tests.methods.models import IDS, apart, asked, logits, made
 from tests.tiny import CONFIGS, make_model
 
 RTN = {"method": "quantize.rtn", "params": {"bits": 3, "group_size": -1}}
@@ -248,3 +248,14 @@ def test_scales_learned_with_rounded_activations_lose_less_than_those_learned_wi
         for stages in ((rounded, learned(epochs=8)), (learned(epochs=8), rounded))
     )
     assert with_them < without
+
+
+def test_heads_behind_shifted_channels_are_not_mixed_so_that_the_function_stays(host, tmp_path):
+    model = make_model(tmp_path / "model")
+    shift = {"method": "quantize.activations", "params": {"per": "channel", "input_bits": 8}}
+    scales, matrices = (
+        made(model, host, tmp_path, shift, learned(shape, bits=8, samples=4, epochs=2), samples=4)[0]
+        for shape in ("diagonal", "affine")
+    )
+    assert torch.equal(logits(scales, host), logits(matrices, host))
+    assert apart(model, matrices, host) < 0.1
