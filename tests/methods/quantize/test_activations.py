@@ -229,11 +229,11 @@ def test_a_search_in_a_run_chooses_for_each_linear_also_behind_a_rotation(host, 
 )
 def test_a_plan_may_ask_for_a_search_of_one_linear(host, tmp_path, plan):
     model = make_model(tmp_path / "model")
-    name = "model.layers.1.self_attn.q_proj"
-    recipe = parse_recipe({**json.loads(asked(model, tmp_path, ROUND).to_json()), "plan": {name: plan}})
+    name, three = "model.layers.1.self_attn.q_proj", ROUND | {"params": {"input_bits": 3}}
+    recipe = parse_recipe({**json.loads(asked(model, tmp_path, three).to_json()), "plan": {name: plan}})
     artifact = tmp_path / "planned.safetensors"
     compress(recipe, host, artifact, tmp_path / "scratch", silent)
-    plain, _ = made(model, host, tmp_path, ROUND)
+    plain, _ = made(model, host, tmp_path, three)
     ours, theirs = (read_parts(file)[name][-1] for file in (artifact, plain))
     assert (ours.clip, ours.number, ours.doublings is None) != (theirs.clip, theirs.number, True)
 
