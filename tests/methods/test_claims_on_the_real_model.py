@@ -7,15 +7,24 @@ import dataclasses
 import shutil
 
 import pytest
+import torch
 
+from backend.artifacts import load_model
 from backend.assets import EMBEDDED_MODEL, fetch
 from backend.claims import Outcome, series_name, verdict
 from backend.evaluate import Subject, evaluate
 from backend.host import Host
-from backend.pipeline import compress
+from backend.methods.quantize.gptq import gptq
+from backend.methods.quantize.hqq import hqq
+from backend.methods.quantize.quantease import quantease
+from backend.methods.quantize.rtn import rtn
+from backend.models import facts
+from backend.parts import combined
+from backend.pipeline import Walk, compress
 from backend.progress import silent
 from backend.recipe import parse_recipe
 from backend.registry import discover
+from backend.report import Report
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +43,7 @@ PLACES = {
     "factorize.svdllm": _EARLY,
     "prune.sparsegpt": _MIDDLE,
     "prune.wanda": _EARLY,
+    "quantize.affinequant": None,
     "quantize.activations": _EARLY,
     "quantize.adadim": _EARLY,
     "quantize.awq": _EARLY,
@@ -48,14 +58,24 @@ PLACES = {
 }
 
 
+# What takes minutes otherwise.
+LESS = {"quantize.affinequant": {"samples": 4, "epochs": 4}}
+
+
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """(stages) -> the outcome of a run, made once for all claims that share it."""
-    home, own, done = tmp_path_factory.mktemp("home"), Host.from_environment(), {}
+def home(tmp_path_factory):
+    """A data home of its own with the embedded model and texts."""
+    home, own = tmp_path_factory.mktemp("home"), Host.from_environment()
     fetch(own, silent)
     for folder in (own.assets, own.models):
         (home / folder.name).symlink_to(folder)
-    host = dataclasses.replace(Host.at(home), device="cpu")
+    return home
+
+
+@pytest.fixture(scope="module")
+def measured(home):
+    """(stages) -> the outcome of a run, made once for all claims that share it."""
+    host, done = dataclasses.replace(Host.at(home), device="cpu"), {}
 
     def measure(stages):
         recipe = parse_recipe({**CONDITIONS, "stages": stages})
@@ -81,8 +101,50 @@ def measured(tmp_path_factory):
 @pytest.mark.parametrize("name", PLACES)
 def test_a_claim_holds_on_the_embedded_model(name, measured):
     claim = discover().methods[name].claim
+    only = {"only": PLACES[name]} if PLACES[name] else {}
     better, worse = (
-        measured([{**stage, "only": PLACES[name]} if PLACES[name] else stage for stage in stages])
+        measured(
+            [
+                {**stage, **only, "params": {**stage.get("params", {}), **LESS.get(name, {})}}
+                for stage in stages
+            ]
+        )
         for stages in (claim.better, claim.worse)
     )
     assert verdict(better, worse, claim.more_bytes).word == "holds"
+
+
+@pytest.fixture(scope="module")
+def linears(home, tmp_path_factory):
+    """The linears of block 2 with the statistics of their inputs."""
+    host = dataclasses.replace(Host.at(home), device="cpu")
+    recipe = parse_recipe({**CONDITIONS, "stages": []})
+    layout = facts(EMBEDDED_MODEL, host)
+    opened, report = load_model(layout, host), Report(torch.device("cpu"))
+    walk = Walk(recipe, layout, opened, host, tmp_path_factory.mktemp("walk"), silent, report)
+    with torch.inference_mode():
+        return next(list(layers) for block, layers in walk.survey("look", "gram") if block == 2)
+
+
+def output_error(layer, parts):
+    lost = (layer.weight - combined(parts)).double()
+    return float(((lost @ layer.statistics.gram) * lost).sum())
+
+
+def test_gptq_and_then_coordinate_descent_lower_the_output_error_of_every_linear(linears):
+    for layer in linears:
+        rounded = output_error(layer, rtn(layer, bits=3, group_size=64))
+        fed_back = output_error(layer, gptq(layer, bits=3, group_size=64))
+        descended = output_error(layer, quantease(layer, bits=3, group_size=64, start="gptq"))
+        assert descended < fed_back < rounded, layer.name
+
+
+def test_hqq_lowers_the_norm_that_it_is_about_in_every_linear(linears):
+    for layer in linears:
+        moved, still = (
+            float((layer.weight - combined(parts)).abs().double().pow(0.7).sum())
+            for parts in (
+                hqq(layer, bits=3, group_size=64), rtn(layer, bits=3, group_size=64, zero="float"),
+            )
+        )  # fmt: skip
+        assert moved < still, layer.name
