@@ -38,10 +38,8 @@ CONDITIONS = {
 _EARLY, _MIDDLE = "model.layers.[23].*", "model.layers.1[45].*"
 # The linears that are compressed; None where all or a claim's own are.
 PLACES = {
-    "compensate.completion": _EARLY,
     "compensate.eora": _EARLY,
     "factorize.svdllm": _EARLY,
-    "prune.sparsegpt": _MIDDLE,
     "prune.wanda": _EARLY,
     "quantize.affinequant": None,
     "quantize.activations": _EARLY,
