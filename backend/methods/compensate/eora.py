@@ -20,6 +20,7 @@ from backend.solvers.lowrank import left_by_rank, projected_error, stored
 from backend.views import Layer
 
 _POINTS = 33
+_LEFT = "share of the missed output left, from rank 0 to the whole, factors not yet rounded"
 
 
 @method(
@@ -50,7 +51,5 @@ def eora(
     error, gram = layer.weight - layer.now, layer.statistics.gram.double()
     factors = projected_error(error, layer.statistics, rank, energy)
     if left := left_by_rank(error, factors, gram, _POINTS):
-        layer.curves["share of the missed output left, from rank 0 to the whole, factors not yet rounded"] = (
-            left
-        )
+        layer.curves[_LEFT] = left
     return (*layer.parts, stored(factors, factor_bits, layer.dtype, error, lambda rows: rows @ gram))
