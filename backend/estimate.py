@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from backend import plans
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
@@ -115,16 +116,19 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
     """Bytes of what numbered stages make of a weight."""
     rows, inputs = shape
     count = kept = rows * inputs
-    pruned = quantized = between = False
+    pruned = quantized = between = mixed = False
     grid = factors = beside = 0
     planned: dict[str, Any] = {}
     for _, stage in chain:
         if discover().methods[stage.method].kind == "head":
             continue
-        if plans := discover().methods[stage.method].planned(stage.params):
+        if aim := discover().methods[stage.method].planned(stage.params):
             # What a plan gives this linear is not known yet: the mean it aims at stands for it.
-            planned[plans] = stage.params[plans]
+            planned[aim] = stage.params[aim]
             between = discover().methods[stage.method].tries is not None
+            mixed = stage.params.get("over") == "mixture"
+            continue
+        if mixed and discover().methods[stage.method].kind in plans.SWITCHED:
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if keeps := discover().methods[stage.method].keeps:
@@ -200,6 +204,8 @@ def _search(recipe: Recipe, layout: ModelFacts, number: int, tries: Tries) -> It
     yield "gram", float(tokens * sum(max(shape) * min(shape) for shape in shapes))
     yield "pass", float(tokens * weights)
     count = len(tries(stage.params))
+    if stage.params.get("over") == "mixture":
+        count *= len(plans.switched([later.method for later in recipe.stages[number:]]))
     for later in recipe.stages[number:]:
         solves = methods[later.method].needs == "gram"
         yield ("solve", float(count * squares)) if solves else ("plain", float(count * weights))
@@ -276,9 +282,13 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
         ("rank", lambda p: _factors(p, value_bits)),
     ]
     planned: dict[str, Any] = {}
+    mixed = False
     for stage in recipe.stages:
-        if plans := discover().methods[stage.method].planned(stage.params):
-            planned[plans] = stage.params[plans]
+        if aim := discover().methods[stage.method].planned(stage.params):
+            planned[aim] = stage.params[aim]
+            mixed = stage.params.get("over") == "mixture"
+            continue
+        if mixed and discover().methods[stage.method].kind in plans.SWITCHED:
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         terms += [word(params) for name, word in words if name in params]

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 GROUPED_ROW = -1
 # Factors of so many bits are values in the model's own type.
 PLAIN_BITS = 16
+MOST_RANK = 4096
 
 
 def _whole_row_or_positive(size: int) -> int:
@@ -28,7 +29,7 @@ Pattern = Annotated[
     Field(description="free: any position; N:M keeps N of every M consecutive inputs (sparsity 0.5)"),
 ]
 Rank = Annotated[
-    int, Field(ge=0, le=4096, description="Rank of the two factors, cut to the smaller side of a layer")
+    int, Field(ge=0, le=MOST_RANK, description="Rank of the two factors, cut to the smaller side of a layer")
 ]
 FactorBits = Annotated[
     Literal[4, 8, 16], Field(description="Bits of a value of the factors; 16 is the model's own type")
@@ -54,10 +55,22 @@ MeanBits = Annotated[
 MeanSparsity = Annotated[
     float, Field(gt=0.0, lt=1.0, description="Share of the weights set to zero, on average over the weights")
 ]
+MeanRank = Annotated[
+    int,
+    Field(ge=1, le=MOST_RANK, description="Rank whose bytes, taken for all linears, are given out"),
+]
 Over = Annotated[
-    Literal["bits", "sparsity"], Field(description="What differs between linears, as a later stage takes it")
+    Literal["bits", "sparsity", "rank", "mixture"],
+    Field(
+        description="What differs between linears, as later stages take it; a mixture: bits, and which "
+        "linears the later stages that prune or compensate work on, at the bytes of the mean bits alone"
+    ),
 ]
 Reach = Annotated[
     int,
-    Field(ge=1, le=6, description="A linear gets at most so many bits, or tenths of sparsity, off the mean"),
+    Field(
+        ge=1,
+        le=6,
+        description="A linear gets at most so many bits, tenths of sparsity or halves of rank off the mean",
+    ),
 ]

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from backend.errors import UserError
 from backend.registry import discover
+from backend.views import SKIP
 
 Plan = Mapping[str, Mapping[str, Any]]
-SKIP = "skip"
+# Kinds of stages that a mixture switches on and off.
+SWITCHED = ("prune", "compensate")
 
 
 def laid_over(method: str, params: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -23,6 +25,17 @@ def laid_over(method: str, params: Mapping[str, Any], planned: Mapping[str, Any]
         return None
     fields = discover().methods[method].params.model_fields
     return {**params, **{key: value for key, value in planned.items() if key in fields}}
+
+
+def switched(methods: Sequence[str]) -> list[tuple[str, ...]]:
+    """What a mixture may skip of the methods of later stages, most first: those that prune, those that
+    compensate, both or none."""
+    known = discover().methods
+    groups = [tuple(name for name in methods if known[name].kind == kind) for kind in SWITCHED]
+    found: list[tuple[str, ...]] = [()]
+    for group in filter(None, groups):
+        found = [*((*group, *skipped) for skipped in found), *found]
+    return found
 
 
 def check_plan(plan: Plan, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -66,6 +79,11 @@ def words(plan: Plan, method: str) -> dict[str, str]:
         for key, value in (given or {}).items():
             seen.setdefault(key, set()).add(value)
     return {key: _range(values) for key, values in seen.items()}
+
+
+def skipping(plan: Plan, method: str) -> int:
+    """How many linears a plan lets one method leave alone."""
+    return sum(method in planned.get(SKIP, ()) for planned in plan.values())
 
 
 def mark(plan: Plan) -> str:

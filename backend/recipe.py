@@ -146,13 +146,17 @@ _PLANNED = {"bits": "{}-bit", "group_size": "g{}", "rank": "r{}", "sparsity": "{
 
 def _words(stage: Stage, plan: plans.Plan) -> str:
     planned = plans.words(plan, stage.method)
-    unused = {"bits": "sparsity", "sparsity": "bits"}.get(stage.params.get("over", ""))
+    over = stage.params.get("over", "")
+    aim = "bits" if over == "mixture" else over
+    unused = [key for key in ("bits", "sparsity", "rank") if over and key != aim]
     params = {
         key: value
         for key, value in stage.params.items()
-        if key not in planned and key not in (unused, "over")
+        if key not in planned and key not in (*unused, "over")
     }
     words = [discover().methods[stage.method].spoken]
+    if over == "mixture":
+        words.append(over)
     words += [
         _PLANNED.get(name, name.replace("_", " ") + " {}").format(told) for name, told in planned.items()
     ]
@@ -177,6 +181,8 @@ def _words(stage: Stage, plan: plans.Plan) -> str:
         words.append(spoken if chosen[name] is True else f"{spoken} {chosen[name]}")
     if stage.only:
         words.append(f"on {stage.only}")
+    if skipping := plans.skipping(plan, stage.method):
+        words.append(f"not on {skipping} linears")
     return " ".join(words)
 
 

@@ -93,7 +93,8 @@ class Method:
 
     def planned(self, params: Mapping[str, Any]) -> str | None:
         """The parameter of later stages that a stage with these parameters decides, or None."""
-        return str(params.get("over", self.plans)) if self.plans else None
+        over = str(params.get("over", self.plans))
+        return ("bits" if over == "mixture" else over) if self.plans else None
 
     @property
     def spoken(self) -> str:

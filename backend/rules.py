@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from backend import plans
 from backend.errors import UserError
 from backend.parameters import GROUPED_ROW
 from backend.registry import Method, Need, discover
@@ -133,12 +134,21 @@ def _check_plans(stages: "tuple[Stage, ...]") -> None:
                 f"{where}: no later stage takes the {planned} that it plans; "
                 f"allowed: {', '.join(takers)} after it"
             )
-        if planned == "rank" and not any(methods[other.method].shape == "layer" for other in stages[:number]):
+        if stage.params.get("over") == "mixture" and not any(
+            methods[other.method].kind in plans.SWITCHED for other in stages[number:]
+        ):
+            raise UserError(
+                f"{where}: over is 'mixture', but no later stage prunes or compensates; "
+                "allowed: such a stage after it, or over 'bits'"
+            )
+        searched = methods[stage.method].tries is not None
+        before = any(methods[other.method].shape == "layer" for other in stages[:number])
+        if planned == "rank" and not searched and not before:
             raise UserError(
                 f"{where}: there is no error yet to plan ranks by; "
                 "allowed: after a stage that prunes or quantizes, before one that compensates"
             )
-        if methods[stage.method].tries and (own := next((s for s in stages[number:] if s.text), None)):
+        if searched and (own := next((s for s in stages[number:] if s.text), None)):
             raise UserError(
                 f"{where}: makes every level on the text of the calibration, but {own.method} has the text "
                 f"{own.text[:60]!r}; allowed: text empty"

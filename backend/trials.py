@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from backend import plans
 from backend.artifacts import replace_module
 from backend.checkpoints import Checkpoints
 from backend.evaluate import divergence, final_states, logit_slices
@@ -29,7 +30,7 @@ from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
 from backend.registry import discover
 from backend.text import calibration
-from backend.views import Choices, most
+from backend.views import SKIP, Choices, merged, most
 
 if TYPE_CHECKING:
     from backend.pipeline import Walk
@@ -106,8 +107,8 @@ class Trials:
         self._originals: dict[str, nn.Module] = {}
         self._placed: dict[str, str] = {}
 
-    def choices(self, parameter: str, values: Sequence[Any]) -> Choices:
-        """Every linear that a later stage gives the parameter, at each of its values."""
+    def choices(self, over: str, values: Sequence[Any]) -> Choices:
+        """Every linear that a later stage gives the parameter, at each of its values; see Choices."""
         walk = self._walk
         recipe, plan = walk.recipe, walk.plan
         # Alone and with the usual seed the levels are those of any other recipe, and of the Budget page.
@@ -116,11 +117,20 @@ class Trials:
         folder = folder_of(walk.layout, recipe.calibration, walk.host, *told)
         self._kept = Checkpoints(folder, walk.opened.device)
         labels, levels = [], {}
-        for value in values:
-            stages = [_plain(stage, parameter, value) for _, stage in self._later]
-            label = label_of(stages)
+        parameter = "bits" if over == "mixture" else over
+        switched = plans.switched([stage.method for _, stage in self._later]) if over == "mixture" else ((),)
+        choices = [
+            {parameter: value, **({SKIP: list(skipped)} if skipped else {})}
+            for skipped in switched
+            for value in values
+        ]
+        for choice in choices:
+            skipped = choice.get(SKIP, ())
+            stages = [stage for _, stage in self._later if stage.method not in skipped]
+            label = label_of([_plain(stage, parameter, choice[parameter]) for stage in stages])
             labels.append(label)
-            levels[label] = (f"{parameter} {value}", self._chain(parameter, value))
+            left = f", without {', '.join(skipped)}" if skipped else ""
+            levels[label] = (f"{parameter} {choice[parameter]}{left}", self._chain(choice))
         fill(walk, levels, self._kept)
         rows = {
             (row["layer"], number): row
@@ -130,10 +140,11 @@ class Trials:
         }
         linears = tuple(name for name in walk.layout.layers if self.takers(parameter, name))
         self._labels, self._linears = labels, linears
-        numbers = range(len(values))
+        numbers = range(len(choices))
         return Choices(
             linears,
             tuple(values),
+            tuple(choices),
             tuple(tuple(rows[name, number]["bytes"] for number in numbers) for name in linears),
             tuple(tuple(rows[name, number]["error"] for number in numbers) for name in linears),
             len(self._windows),
@@ -156,9 +167,9 @@ class Trials:
         self._originals.clear()
         self._placed.clear()
 
-    def _chain(self, parameter: str, value: Any) -> ChainOf:
+    def _chain(self, choice: Mapping[str, Any]) -> ChainOf:
         def chain(name: str) -> Sequence[tuple[int, Stage]]:
-            planned = {**self._walk.plan.get(name, {}), parameter: value}
+            planned = merged(self._walk.plan.get(name, {}), choice)
             return planned_stages(self._later, {name: planned}, name)
 
         return chain

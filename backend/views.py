@@ -9,6 +9,9 @@ from torch import Tensor
 
 from backend.parts import Input, Part, combined
 
+# The entry of a plan that lists the methods that leave a linear alone.
+SKIP = "skip"
+
 Cached = TypeVar("Cached")
 # What a method must know of a linear's inputs: nothing, sums over each channel, also the Gram matrix, or also
 # a sample of the inputs themselves.
@@ -113,22 +116,32 @@ class Layer:
         return None
 
 
+def merged(planned: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """What a linear gets when one plan is laid over another; what either skips is skipped."""
+    skipped = list(dict.fromkeys([*planned.get(SKIP, ()), *more.get(SKIP, ())]))
+    return {**planned, **more, **({SKIP: skipped} if skipped else {})}
+
+
 @dataclass(frozen=True)
 class Choices:
-    """What the stages after an allocate stage make of each linear for each value of one of their parameters.
+    """What the stages after an allocate stage make of each linear at each of some levels.
 
     linears     names of the linears that a later stage gives the parameter, in the order of the model
-    bytes       [linears][values] of what would be stored
-    errors      [linears][values] output error on the calibration text, relative to the output
+    values      of the parameter, one for each of the first levels
+    levels      what a plan gives a linear: {parameter: value}, with `skip` the methods that leave it alone;
+                in a mixture those that skip all they can come first, one for each value
+    bytes       [linears][levels] of what would be stored
+    errors      [linears][levels] output error on the calibration text, relative to the output
     windows     how many windows of text there are that no level was fitted on
-    predicted   () -> [linears][values] KL(dense || this one changed) in nats a token, predicted
+    predicted   () -> [linears][levels] KL(dense || this one changed) in nats a token, predicted
     divergence  (plan, windows) -> KL(dense || plan) in nats a token, measured on the windows of those
-                numbers; a plan is the position of a value for each linear
+                numbers; a plan is the position of a level for each linear
     told        (done, total, words) tells how far a search is
     """
 
     linears: tuple[str, ...]
     values: tuple[Any, ...]
+    levels: tuple[Mapping[str, Any], ...]
     bytes: tuple[tuple[int, ...], ...]
     errors: tuple[tuple[float, ...], ...]
     windows: int
@@ -136,9 +149,9 @@ class Choices:
     divergence: Callable[[Sequence[int], Sequence[int]], float]
     told: Callable[[int, int, str], None]
 
-    def plan(self, parameter: str, chosen: Sequence[int]) -> dict[str, dict[str, Any]]:
-        """{linear: {parameter: its value}} of a chosen position for each linear."""
-        return {name: {parameter: self.values[at]} for name, at in zip(self.linears, chosen, strict=True)}
+    def plan(self, chosen: Sequence[int]) -> dict[str, dict[str, Any]]:
+        """{linear: what a plan gives it} of a chosen position for each linear."""
+        return {name: dict(self.levels[at]) for name, at in zip(self.linears, chosen, strict=True)}
 
 
 @dataclass
@@ -190,7 +203,10 @@ class Work:
     report takes what the run's card tells of the work: words to plain values, or lists of numbers.
     layers(need) goes through all linears as they are now, with the statistics of their inputs; one block's
     statistics are in memory at a time, so take what is wanted from a layer before the next.
-    choices(parameter, values) makes what the later stages make of every linear for each value.
+    choices(over, values) makes what the later stages make of every linear for each value of the parameter
+    `over`; over a mixture the values are bits, each with and without the later stages that prune and those
+    that compensate.
+    put(plan) lays a plan over what `plan` holds.
     takers(parameter, linear) gives the parameters of each later stage that takes this one for the linear.
     gradients(samples) goes through all linears with the gradient [out, in] float32 of the next token's mean
     loss, in nats, on that many calibration samples.
@@ -220,3 +236,8 @@ class Work:
     gradients: Callable[[int], Iterator[tuple[Layer, Tensor]]] = lambda samples: iter(())
     told: Callable[[int, int, str], None] = lambda done, total, words: None
     takers: Callable[[str, str], list[Mapping[str, Any]]] = lambda parameter, linear: []
+
+    def put(self, plan: Mapping[str, Mapping[str, Any]]) -> None:
+        """Lay a plan over the one that there is."""
+        for name, planned in plan.items():
+            self.plan[name] = merged(self.plan.get(name, {}), planned)

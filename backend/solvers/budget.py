@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.parameters import MOST_RANK
+
 Numbers = NDArray[np.float64]
 
 
@@ -104,20 +106,32 @@ def _turns_up(prices: Numbers, values: Numbers, a: int, b: int, c: int) -> bool:
     )
 
 
+def mean_of(params: Mapping[str, Any]) -> float:
+    """The mean that parameters ask for, of what they differ `over`."""
+    return float(params["bits" if params["over"] == "mixture" else params["over"]])
+
+
 def around(params: Mapping[str, Any]) -> tuple[float, ...]:
     """Whole numbers of bits at most `reach` above and below a mean of `bits`; or `over` sparsity, that many
-    tenths above and below the mean, which is one of them."""
-    if params.get("over") == "sparsity":
-        tenths = range(-params["reach"], params["reach"] + 1)
-        steps = [round(params["sparsity"] + tenth / 10, 6) for tenth in tenths]
-        return tuple(step for step in steps if 0 < step < 1)
+    tenths above and below the mean, which is one of them; or over rank, that many halves of it likewise."""
+    steps = range(-params["reach"], params["reach"] + 1)
+    if params["over"] == "sparsity":
+        values = [round(params["sparsity"] + tenth / 10, 6) for tenth in steps]
+        return tuple(value for value in values if 0 < value < 1)
+    if params["over"] == "rank":
+        ranks = {round(params["rank"] * (1 + half / 2)) for half in steps}
+        return tuple(sorted(rank for rank in ranks if 0 <= rank <= MOST_RANK))
     low, high = math.floor(params["bits"]) - params["reach"], math.ceil(params["bits"]) + params["reach"]
     return tuple(range(max(low, 2), min(high, 8) + 1))
 
 
 def budget_of_mean(level_bytes: Sequence[Sequence[float]], values: Sequence[float], mean: float) -> float:
-    """Bytes when every linear has the mean value; between two values the bytes are those on the line."""
-    return float(sum(np.interp(mean, values, sizes) for sizes in np.asarray(level_bytes, dtype=np.float64)))
+    """Bytes when every linear has the mean value; between two values the bytes are those on the line.
+
+    The first levels are those of the values; others may come after them.
+    """
+    sizes = np.asarray(level_bytes, dtype=np.float64)[:, : len(values)]
+    return float(sum(np.interp(mean, values, row) for row in sizes))
 
 
 def nearly_uniform(

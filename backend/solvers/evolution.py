@@ -1,11 +1,14 @@
 """Search for a plan by switching levels between linears of one size, so that no child costs more bytes.
 
 One parent, `offspring` children a generation. A flip takes a level from one linear and gives it to another
-whose levels cost the same; a child has min(U{1..3}, U{1..3}) flips. Children are compared on few windows,
-the best of them on more, and the last few together with the parent, who is replaced by the best of those.
+whose levels cost the same; where levels are ways to store and not steps of one number, it gives both linears
+other ways that use up what bytes there are. A child has min(U{1..3}, U{1..3}) flips. Children are compared
+on few windows, the best of them on more, and the last few together with the parent, who is replaced by the
+best of those.
 (Sieberling et al., EvoPress, arXiv 2410.14649, section 3.)
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +53,7 @@ def evolve(
         groups.setdefault(tuple(sizes), []).append(linear)
     budget = _bytes(parent, level_bytes)
     for generation in range(generations):
-        children = _children(parent, groups, offspring, rng)
+        children = _children(parent, groups, budget - _bytes(parent, level_bytes), offspring, rng)
         # Where levels are not evenly spaced, two linears may switch and cost more.
         children = [child for child in children if _bytes(child, level_bytes) <= budget]
         if not children:
@@ -76,12 +79,16 @@ def flips(rng: torch.Generator) -> int:
 
 
 def _children(
-    parent: list[int], groups: Mapping[tuple[int, ...], list[int]], offspring: int, rng: torch.Generator
+    parent: list[int],
+    groups: Mapping[tuple[int, ...], list[int]],
+    spare: int,
+    offspring: int,
+    rng: torch.Generator,
 ) -> list[list[int]]:
     """Up to `offspring` plans that differ from the parent and from each other."""
     found: dict[tuple[int, ...], None] = {}
     for _ in range(_ATTEMPTS * offspring):
-        child = _child(parent, groups, rng)
+        child = _child(parent, groups, spare, rng)
         if child != parent:
             found[tuple(child)] = None
         if len(found) == offspring:
@@ -89,13 +96,19 @@ def _children(
     return [list(child) for child in found]
 
 
-def _child(parent: list[int], groups: Mapping[tuple[int, ...], list[int]], rng: torch.Generator) -> list[int]:
+def _child(
+    parent: list[int], groups: Mapping[tuple[int, ...], list[int]], spare: int, rng: torch.Generator
+) -> list[int]:
+    """The parent after some flips; `spare` bytes may be added."""
     child = list(parent)
     sizes = list(groups)
     shares = torch.tensor([len(groups[size]) for size in sizes], dtype=torch.float64)
     for _ in range(flips(rng)):
         size = sizes[int(torch.multinomial(shares, 1, generator=rng))]
         group, levels = groups[size], len(size)
+        if list(size) != sorted(size):
+            spare = _switch(child, group, size, spare, rng)
+            continue
         lower = [linear for linear in group if child[linear] > 0]
         higher = [linear for linear in group if child[linear] < levels - 1]
         if not lower or not higher:
@@ -106,6 +119,29 @@ def _child(parent: list[int], groups: Mapping[tuple[int, ...], list[int]], rng: 
             child[down] -= 1
             child[up] += 1
     return child
+
+
+def _switch(
+    child: list[int], group: Sequence[int], sizes: Sequence[int], spare: int, rng: torch.Generator
+) -> int:
+    """Give two linears of a group other levels that take the bytes of theirs and of `spare`, or the least
+    step less; what is then to spare."""
+    if len(group) < 2:
+        return spare
+    first, second = (group[at] for at in torch.randperm(len(group), generator=rng)[:2].tolist())
+    now = child[first], child[second]
+    limit = sizes[now[0]] + sizes[now[1]] + spare
+    prices = sorted(set(sizes))
+    least = min((b - a for a, b in itertools.pairwise(prices)), default=1)
+    pairs = [
+        pair
+        for pair in itertools.product(range(len(sizes)), repeat=2)
+        if pair != now and limit - least < sizes[pair[0]] + sizes[pair[1]] <= limit
+    ]
+    if not pairs:
+        return spare
+    child[first], child[second] = pairs[int(torch.randint(len(pairs), (), generator=rng))]
+    return limit - sizes[child[first]] - sizes[child[second]]
 
 
 def _bytes(plan: Sequence[int], level_bytes: Sequence[Sequence[int]]) -> int:

@@ -95,10 +95,10 @@ def test_a_budget_too_small_gives_the_smallest_plan():
 
 
 def test_levels_lie_around_the_mean_within_what_grids_have():
-    assert around({"bits": 3.0, "reach": 1}) == (2, 3, 4)
-    assert around({"bits": 3.4, "reach": 1}) == (2, 3, 4, 5)
-    assert around({"bits": 2.0, "reach": 1}) == (2, 3)
-    assert around({"bits": 7.5, "reach": 2}) == (5, 6, 7, 8)
+    assert around({"over": "bits", "bits": 3.0, "reach": 1}) == (2, 3, 4)
+    assert around({"over": "bits", "bits": 3.4, "reach": 1}) == (2, 3, 4, 5)
+    assert around({"over": "bits", "bits": 2.0, "reach": 1}) == (2, 3)
+    assert around({"over": "bits", "bits": 7.5, "reach": 2}) == (5, 6, 7, 8)
 
 
 def test_the_budget_of_a_mean_is_that_of_the_same_bits_everywhere_and_a_line_between():

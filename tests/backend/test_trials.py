@@ -94,7 +94,7 @@ def test_the_measured_divergence_is_that_of_the_run_that_stores_the_plan(tmp_pat
     dense = load_model(facts(setting.model, host), host)
     for step in (1, 2):
         plan = mixed(found, step)
-        artifact = setting.artifact(GPTQ, plan=found.plan("bits", plan))
+        artifact = setting.artifact(GPTQ, plan=found.plan(plan))
         stored = read_parts(artifact)
         sizes = [sum(part.bits for part in stored[name]) // 8 for name in found.linears]
         assert sizes == [row[level] for row, level in zip(found.bytes, plan, strict=True)]
@@ -168,7 +168,7 @@ def test_what_was_pruned_before_is_what_levels_are_made_of(setting):
     trials = setting.trials(half, FISHER, GPTQ, at=2)
     found = trials.choices("bits", (2, 4))
     plan = mixed(found)
-    artifact = setting.artifact(half, GPTQ, plan=found.plan("bits", plan))
+    artifact = setting.artifact(half, GPTQ, plan=found.plan(plan))
     dense = load_model(facts(setting.model, setting.host), setting.host)
     stored = read_parts(artifact)
     for name, level, sizes in zip(found.linears, plan, found.bytes, strict=True):
@@ -216,7 +216,7 @@ def test_levels_are_made_of_the_model_as_a_transform_left_it(setting, transform)
     stages = ({"method": transform}, FISHER, GPTQ)
     found = setting.trials(*stages, at=2).choices("bits", (2, 3, 8))
     plan = mixed(found)
-    artifact = setting.artifact(stages[0], GPTQ, plan=found.plan("bits", plan))
+    artifact = setting.artifact(stages[0], GPTQ, plan=found.plan(plan))
     dense = load_model(facts(setting.model, setting.host), setting.host)
     stored = read_parts(artifact)
     sizes = [sum(part.bits for part in stored[name]) // 8 for name in found.linears]

@@ -10,9 +10,9 @@ be the best model.
 Frantar & Alistarh, SPDY, arXiv 2201.13096; for language models a baseline of EvoPress, arXiv 2410.14649.
 """
 
-from backend.parameters import MeanBits, MeanSparsity, Over, Reach
+from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
-from backend.solvers.budget import around, budget_of_mean, exact
+from backend.solvers.budget import around, budget_of_mean, exact, mean_of
 from backend.views import Work
 
 
@@ -32,11 +32,16 @@ from backend.views import Work
     ),
 )
 def dp(
-    work: Work, *, over: Over = "bits", bits: MeanBits = 3.0, sparsity: MeanSparsity = 0.5, reach: Reach = 1
+    work: Work,
+    *,
+    over: Over = "bits",
+    bits: MeanBits = 3.0,
+    sparsity: MeanSparsity = 0.5,
+    rank: MeanRank = 64,
+    reach: Reach = 1,
 ) -> None:
-    """Plan a number of bits, or a sparsity, for every linear."""
-    mean = bits if over == "bits" else sparsity
-    found = work.choices(over, around({"over": over, over: mean, "reach": reach}))
-    chosen = exact(found.bytes, found.errors, budget_of_mean(found.bytes, found.values, mean))
-    for name, planned in found.plan(over, chosen).items():
-        work.plan.setdefault(name, {}).update(planned)
+    """Plan bits, a sparsity, a rank or a mixture for every linear."""
+    asked = {"over": over, "bits": bits, "sparsity": sparsity, "rank": rank, "reach": reach}
+    found = work.choices(over, around(asked))
+    chosen = exact(found.bytes, found.errors, budget_of_mean(found.bytes, found.values, mean_of(asked)))
+    work.put(found.plan(chosen))

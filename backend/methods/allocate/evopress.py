@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from backend.parameters import MeanBits, MeanSparsity, Over, Reach
+from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
-from backend.solvers.budget import around, budget_of_mean, ladder, nearly_uniform
+from backend.solvers.budget import around, budget_of_mean, ladder, mean_of, nearly_uniform
 from backend.solvers.evolution import Selection, evolve
 from backend.views import Work
 
@@ -75,15 +75,17 @@ def evopress(
     over: Over = "bits",
     bits: MeanBits = 3.0,
     sparsity: MeanSparsity = 0.5,
+    rank: MeanRank = 64,
     reach: Reach = 1,
     generations: Generations = 30,
     offspring: Offspring = 8,
     windows: Windows = 2,
     start: Start = "fisher",
 ) -> None:
-    """Plan a number of bits, or a sparsity, for every linear."""
-    mean = bits if over == "bits" else sparsity
-    found = work.choices(over, around({"over": over, over: mean, "reach": reach}))
+    """Plan bits, a sparsity, a rank or a mixture for every linear."""
+    asked = {"over": over, "bits": bits, "sparsity": sparsity, "rank": rank, "reach": reach}
+    mean = mean_of(asked)
+    found = work.choices(over, around(asked))
     if start == "fisher":
         steps = ladder(found.bytes, found.predicted())
         first = steps.plan(budget_of_mean(found.bytes, found.values, mean))
@@ -95,5 +97,4 @@ def evopress(
         offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,
         told=lambda done, plan, loss: found.told(done + 1, generations, f"KL {loss:.4g}"),
     )  # fmt: skip
-    for name, planned in found.plan(over, chosen).items():
-        work.plan.setdefault(name, {}).update(planned)
+    work.put(found.plan(chosen))

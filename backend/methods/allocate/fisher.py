@@ -13,9 +13,9 @@ little.
 Martens, New insights and perspectives on the natural gradient method, arXiv 1412.1193.
 """
 
-from backend.parameters import MeanBits, MeanSparsity, Over, Reach
+from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
-from backend.solvers.budget import around, budget_of_mean, ladder
+from backend.solvers.budget import around, budget_of_mean, ladder, mean_of
 from backend.views import Work
 
 
@@ -37,12 +37,17 @@ from backend.views import Work
     ),
 )
 def fisher(
-    work: Work, *, over: Over = "bits", bits: MeanBits = 3.0, sparsity: MeanSparsity = 0.5, reach: Reach = 1
+    work: Work,
+    *,
+    over: Over = "bits",
+    bits: MeanBits = 3.0,
+    sparsity: MeanSparsity = 0.5,
+    rank: MeanRank = 64,
+    reach: Reach = 1,
 ) -> None:
-    """Plan a number of bits, or a sparsity, for every linear."""
-    mean = bits if over == "bits" else sparsity
-    found = work.choices(over, around({"over": over, over: mean, "reach": reach}))
+    """Plan bits, a sparsity, a rank or a mixture for every linear."""
+    asked = {"over": over, "bits": bits, "sparsity": sparsity, "rank": rank, "reach": reach}
+    found = work.choices(over, around(asked))
     steps = ladder(found.bytes, found.predicted())
-    chosen = steps.plan(budget_of_mean(found.bytes, found.values, mean))
-    for name, planned in found.plan(over, chosen).items():
-        work.plan.setdefault(name, {}).update(planned)
+    chosen = steps.plan(budget_of_mean(found.bytes, found.values, mean_of(asked)))
+    work.put(found.plan(chosen))

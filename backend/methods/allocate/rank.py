@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from backend.parameters import Rank
+from backend.parameters import MOST_RANK, Rank
 from backend.registry import Claim, method
 from backend.sizes import Matrix, low_rank_bytes
 from backend.solvers.budget import by_gain
@@ -29,8 +29,6 @@ from backend.views import Work
 Weighting = Annotated[
     Literal["relative", "absolute"], Field(description="relative: errors count as shares of the outputs")
 ]
-# The most that a stage takes.
-_MOST = 4096
 # Ranks that the run's card tells the error at.
 _TOLD = (0, 8, 16, 32, 64, 128, 256, 512)
 _WANDA = {"method": "prune.wanda", "params": {"pattern": "2:4"}}
@@ -64,7 +62,7 @@ def rank(work: Work, *, rank: Rank = 64, weighting: Weighting = "relative") -> N
         rows, inputs = layer.weight.shape
         matrix = Matrix(rows, inputs, 0, 8 * layer.dtype.itemsize)
         gains = relative if weighting == "relative" else repaired
-        found[layer.name] = (gains[:_MOST].tolist(), partial(_bytes, matrix, takers))
+        found[layer.name] = (gains[:MOST_RANK].tolist(), partial(_bytes, matrix, takers))
     budget = sum(price(min(rank, len(gains))) for gains, price in found.values())
     ranks = by_gain(list(found.values()), budget)
     for name, planned in zip(found, ranks, strict=True):

@@ -54,7 +54,8 @@ def work_of(
     def choices(parameter: str, values: Sequence[int]) -> Choices:
         assert parameter == "bits"
         return Choices(
-            tuple(f"l{number}" for number in range(len(level_bytes))), tuple(values),
+            tuple(f"l{number}" for number in range(len(level_bytes))),
+            tuple(values), tuple({parameter: value} for value in values),
             tuple(map(tuple, level_bytes)), tuple(map(tuple, errors)), 8,
             lambda: [list(row) for row in losses], divergence, lambda done, total, words: None,
         )  # fmt: skip

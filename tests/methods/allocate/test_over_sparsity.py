@@ -70,7 +70,10 @@ def test_levels_are_tenths_around_the_mean_that_leave_something_and_take_somethi
         ([over("fisher"), {"method": "quantize.gptq"}], "no later stage takes the sparsity"),
         ([over("dp"), {"method": "prune.wanda", "params": {"pattern": "2:4"}}], "whose sparsity is fixed"),
         ([over("dp", sparsity=1.0), PRUNE], "sparsity is 1.0; allowed: a number above 0.0 below 1.0"),
-        ([over("dp", over="rank"), PRUNE], "over is \"rank\"; allowed: 'bits' or 'sparsity'"),
+        (
+            [over("dp", over="group_size"), PRUNE],
+            "over is \"group_size\"; allowed: 'bits', 'sparsity', 'rank'",
+        ),
     ],
 )
 def test_what_cannot_be_spread_is_refused(stages, said):
