@@ -152,6 +152,7 @@ class Walk:
     def _whole(self, number: int, stage: Stage, method: Method, later: Sequence[tuple[int, Stage]]) -> None:
         if method.plans and (kept := self.checkpoints.plan(number)) is not None:
             self.plan.update(kept)
+            self.report.plan = self.plan
             return
         trials = Trials(self, number, stage.method, later)
         with self.report.timed(f"stage {number}, {stage.method}"):
@@ -172,6 +173,7 @@ class Walk:
                 self.report.notes[f"stage {number}, {stage.method}"] = work.report
             if method.plans:
                 self.checkpoints.keep_plan(number, self.plan)
+                self.report.plan = self.plan
             else:
                 # Statistics of the model as it was are none of the model as it is now.
                 self.changes.append(f"{self.recipe.seed} {stage.model_dump_json()}")

@@ -92,6 +92,15 @@ class Recipe(Frozen):
         told = " → ".join(_words(stage, self.plan) for stage in self.stages) or "dense"
         return f"{told}, plan {plans.mark(self.plan)}" if self.plan else told
 
+    def with_plan(self, plan: plans.Plan) -> "Recipe":
+        """The same chain with a plan that its allocate stages found, in place of them."""
+        stages = [
+            stage.model_dump(mode="json")
+            for stage in self.stages
+            if not discover().methods[stage.method].plans
+        ]
+        return parse_recipe({**self.model_dump(mode="json"), "stages": stages, "plan": plan})
+
     def stages_of(self, layer: str) -> list[tuple[int, Stage]]:
         """The numbered stages that work on the linear `layer`, its plan laid over their parameters."""
         return planned_stages(enumerate(self.stages, start=1), self.plan, layer)

@@ -20,6 +20,7 @@ class Report:
     """What compressing took and left: a row per linear and stage, seconds per phase, peak resident bytes.
 
     notes   {stage: what its method tells of its work}: words to plain values or lists of them
+    plan    what the stages that plan gave to single linears, empty without such a stage
     """
 
     device: torch.device
@@ -28,6 +29,7 @@ class Report:
     peak_bytes: int = 0
     calibration: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plan: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take over the rows of the linears of some stages; notes get the mean of their curves."""
@@ -52,7 +54,7 @@ class Report:
         """All of it as plain values."""
         return {
             "layers": self.layers, "seconds": self.seconds, "peak_bytes": self.peak_bytes,
-            "calibration": self.calibration, "notes": self.notes,
+            "calibration": self.calibration, "notes": self.notes, "plan": self.plan,
         }  # fmt: skip
 
 

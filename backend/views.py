@@ -192,6 +192,9 @@ class Kept:
     save: Callable[[Mapping[str, Tensor]], None]
 
 
+NOTHING_KEPT = Kept(lambda: None, lambda tensors: None)
+
+
 @dataclass
 class Work:
     """A whole model in the hands of a method that changes more than single linears.
@@ -231,7 +234,7 @@ class Work:
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     covers: Callable[[str], bool] = lambda name: True
     loss: Callable[[], Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = lambda: lambda ids, weights: ids
-    kept: Kept = Kept(lambda: None, lambda tensors: None)
+    kept: Kept = NOTHING_KEPT
     layout: Any = None
     gradients: Callable[[int], Iterator[tuple[Layer, Tensor]]] = lambda samples: iter(())
     told: Callable[[int, int, str], None] = lambda done, total, words: None

@@ -66,6 +66,8 @@ def _heading(run: Mapping[str, Any]) -> str:
         actions.append(button(say("explore.hold_for_comparison"), "hold", run["id"]))
     actions.append(f'<button type="button" class="act" data-copy-address>{say("explore.copy_link")}</button>')
     actions.append(link(say("explore.change_and_queue_again"), f"compress?{urlencode({'from': run['id']})}"))
+    if run["report"].get("plan"):
+        actions.append(link(say("explore.queue_its_plan"), f"compress?{urlencode({'plan-of': run['id']})}"))
     if run["status"] != "done":
         actions.append(link(say("explore.open_in_the_queue"), f"queue?{urlencode({'run': run['id']})}"))
     text = ", ".join(

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 
 import torch
 
+from backend.views import NOTHING_KEPT, Kept
+
 # The loss of a plan on the windows of those numbers.
 Loss = Callable[[Sequence[int], Sequence[int]], float]
 # How often a child that is there already is drawn anew.
 _ATTEMPTS = 20
 _MOST_FLIPS = 3
+# What a run's card calls the losses of a search.
+BEST = "KL of each generation's best, nats a token"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,15 @@ class Selection:
 
     windows: int
     survivors: int
+
+
+@dataclass(frozen=True)
+class Evolved:
+    """The last parent, the position of a level for each linear; and the loss of each generation's best in the
+    last round."""
+
+    plan: list[int]
+    losses: list[float]
 
 
 def evolve(
@@ -39,20 +52,25 @@ def evolve(
     offspring: int,
     rounds: Sequence[Selection],
     rng: torch.Generator,
-    told: Callable[[int, Sequence[int], float], None] = lambda generation, plan, loss: None,
-) -> list[int]:
-    """The last parent: the position of a level for each linear; no plan on the way costs more than `start`.
+    told: Callable[[int, Sequence[int], Sequence[float]], None] = lambda generation, plan, losses: None,
+    kept: Kept = NOTHING_KEPT,
+) -> Evolved:
+    """The last parent after so many generations; no plan on the way costs more than `start`.
 
     level_bytes  [linears][levels]; linears of equal ones may switch a level
     windows      how many there are; each round draws its own, the same ones for all children
-    told         (generation, parent, its loss in the last round)
+    told         (generation, parent, losses so far)
+    kept         where a search that was stopped goes on, as if it had not been
     """
-    parent = [int(level) for level in start]
+    parent, losses = [int(level) for level in start], []
     groups: dict[tuple[int, ...], list[int]] = {}
     for linear, sizes in enumerate(level_bytes):
         groups.setdefault(tuple(sizes), []).append(linear)
     budget = _bytes(parent, level_bytes)
-    for generation in range(generations):
+    if (state := kept.load()) is not None:
+        parent, losses = state["parent"].tolist(), state["losses"].tolist()
+        rng.set_state(state["rng"].cpu())
+    for generation in range(len(losses), generations):
         children = _children(parent, groups, budget - _bytes(parent, level_bytes), offspring, rng)
         # Where levels are not evenly spaced, two linears may switch and cost more.
         children = [child for child in children if _bytes(child, level_bytes) <= budget]
@@ -63,14 +81,17 @@ def evolve(
             last = number == len(rounds) - 1
             rivals = [*children, parent] if last else children
             drawn = torch.randperm(windows, generator=rng)[: chosen.windows].tolist()
-            losses = [_finite(loss(plan, drawn)) for plan in rivals]
+            lost = [_finite(loss(plan, drawn)) for plan in rivals]
             # At equal losses the parent goes last and a child goes on: what costs nothing may drift.
-            order = sorted(range(len(rivals)), key=lambda at: losses[at])
+            order = sorted(range(len(rivals)), key=lost.__getitem__)
             children = [rivals[at] for at in order[: 1 if last else chosen.survivors]]
-            best = losses[order[0]]
+            best = lost[order[0]]
         parent = children[0]
-        told(generation, parent, best)
-    return parent
+        losses.append(best)
+        numbers = torch.tensor(losses, dtype=torch.float64)
+        kept.save({"parent": torch.tensor(parent), "losses": numbers, "rng": rng.get_state()})
+        told(generation, parent, losses)
+    return Evolved(parent, losses)
 
 
 def flips(rng: torch.Generator) -> int:

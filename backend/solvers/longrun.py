@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backend.progress import bars
 from backend.views import Kept
 
 Values = dict[str, Tensor]
@@ -86,7 +87,8 @@ def descend(
             save()
         if step == total:
             return Found(best, tuple(losses), tuple(steps))
-        told(step, total, f"step {step + 1} of {total}, held-out loss {min(losses):.3f} of {losses[0]:.3f}")
+        words = f"step {step + 1} of {total}, held-out loss {min(losses):.3f} of {losses[0]:.3f}"
+        told(step, total, f"{words} {bars(losses)}".rstrip())
         epoch, place = divmod(step, per_epoch)
         order = torch.randperm(len(learned), generator=_generator(seed, total + epoch))
         some = learned[order[place * batch : (place + 1) * batch]]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from backend.solvers.evolution import Selection, evolve, flips
+from backend.views import NOTHING_KEPT, Kept
 
 # Two linears cost 10 a level, three cost 4: levels are switched within each of the two.
 SIZES = ((10, 20, 30), (10, 20, 30), (4, 8, 12), (4, 8, 12), (4, 8, 12))
@@ -34,12 +35,13 @@ def allowed():
             yield plan
 
 
-def search(loss=rugged, generations=60, seed=0, offspring=4, windows=3, rounds=None, told=None, start=START):
+def search(loss=rugged, generations=60, seed=0, offspring=4, windows=3, rounds=None, told=None, start=START,
+           kept=NOTHING_KEPT):  # fmt: skip
     return evolve(
         start, SIZES, loss, windows=windows, generations=generations, offspring=offspring,
         rounds=rounds or (Selection(1, 2), Selection(windows, 1)), rng=generator(seed),
-        told=told or (lambda generation, plan, lost: None),
-    )  # fmt: skip
+        told=told or (lambda generation, plan, losses: None), kept=kept,
+    ).plan  # fmt: skip
 
 
 def test_flips_come_one_two_and_three_at_the_odds_of_the_paper():
@@ -79,7 +81,7 @@ def test_one_generation_with_all_single_switches_is_their_brute_force():
     found = evolve(
         (1, 1, 1), sizes, lost, windows=1, generations=1, offspring=100,
         rounds=(Selection(1, 1),), rng=generator(),
-    )  # fmt: skip
+    ).plan  # fmt: skip
     assert tuple(found) == min(reachable((1, 1, 1), 3), key=lambda plan: lost(plan, ()))
 
 
@@ -113,7 +115,10 @@ def test_where_levels_are_not_evenly_spaced_nothing_costs_more_than_the_start():
 
 def test_on_fixed_windows_the_parent_never_gets_worse():
     told = []
-    search(told=lambda generation, plan, lost: told.append((generation, rugged(plan), lost)), generations=25)
+    search(
+        told=lambda generation, plan, losses: told.append((generation, rugged(plan), losses[-1])),
+        generations=25,
+    )
     assert [generation for generation, _, _ in told] == list(range(25))
     losses = [loss for _, loss, _ in told]
     assert losses == sorted(losses, reverse=True)
@@ -163,3 +168,32 @@ def test_the_same_seed_walks_the_same_way():
 
 def test_where_nothing_can_be_switched_the_start_stays():
     assert search(start=(0, 0, 2, 2, 2)) == [0, 0, 2, 2, 2]
+
+
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been():
+    class Stopped(Exception):
+        pass
+
+    left: dict = {}
+    told = []
+
+    def stop(generation, plan, losses):
+        told.append(list(losses))
+        if generation == 7 and len(told) == 8:
+            raise Stopped
+
+    kept = Kept(lambda: left or None, left.update)
+    with pytest.raises(Stopped):
+        search(generations=20, told=stop, kept=kept)
+    measured = []
+
+    def lost(plan, windows):
+        measured.append(plan)
+        return rugged(plan)
+
+    whole = search(generations=20)
+    assert search(lost, generations=20, told=stop, kept=kept) == whole
+    assert len(told) == 20
+    assert [len(losses) for losses in told] == list(range(1, 21))
+    # Twelve generations of four children, two of them and the parent again.
+    assert len(measured) <= 12 * (4 + 3)

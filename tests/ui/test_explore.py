@@ -237,9 +237,20 @@ def test_what_a_method_tells_of_its_work_stands_on_the_card(jobs):
         jobs.database, run, artifact="a.safetensors", layers=[], seconds={}, report={"notes": notes}
     )
     markup = run_card.card(jobs, run, results.points(jobs.database))
+    assert "plan-of" not in markup
     assert "stage 1, prune.blocks" in markup
     assert "3, 9" in markup
     assert 'aria-label="loss &lt;each&gt;: from 3.500 to 3.000, least 3.000, most 3.750"' in markup
     (points,) = re.findall(r'<polyline points="([^"]*)"', markup)
     heights = [float(point.split(",")[1]) for point in points.split()]
     assert heights == pytest.approx([36 - 32 * (one - 3.0) / 0.75 for one in (3.5, 3.25, 3.75, 3.0)], abs=0.1)
+
+
+def test_a_run_that_searched_a_plan_offers_it_as_a_recipe(jobs):
+    run = made_up.add_run(jobs.database, made_up.RUNS[0], status="queued")
+    runs.start_run(jobs.database, run, results.run(jobs.database, run)["ticket"], "local")
+    plan = {"model.layers.0.mlp.up_proj": {"bits": 3}}
+    measurements.save_compression(
+        jobs.database, run, artifact="a.safetensors", layers=[], seconds={}, report={"plan": plan}
+    )
+    assert f"compress?plan-of={run}" in run_card.card(jobs, run, results.points(jobs.database))

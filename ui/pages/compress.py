@@ -12,7 +12,7 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.jobs import Jobs
 from backend.models import CARDS, catalogue
-from backend.recipe import Calibration, Evaluation, Recipe
+from backend.recipe import Calibration, Evaluation, Recipe, parse_recipe
 from backend.registry import discover
 from backend.text import texts
 from store import results
@@ -162,11 +162,14 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     def opened(request: gr.Request, version: int) -> list[Any]:
         query = dict(request.query_params)
         try:
-            if run := query.get("from"):
+            if run := query.get("from") or query.get("plan-of"):
                 found = results.run(jobs.database, run[:12])
                 if found is None:
                     raise UserError(say("compress.no_run_to_start_from", run=run[:12]))
-                return [*fill(found["recipe"], version), ""]
+                recipe = found["recipe"]
+                if "plan-of" in query and (plan_ := found["report"].get("plan")):
+                    recipe = parse_recipe(recipe).with_plan(plan_).model_dump(mode="json")
+                return [*fill(recipe, version), ""]
             if given := query.get("recipe"):
                 recipes_of(given)
                 return [*fill(json.loads(given), version), ""]

@@ -1,13 +1,14 @@
-"""Search for each linear's bits or sparsity by mutation, every candidate measured on the whole model.
+"""Search for each linear's bits, sparsity, rank or mixture by mutation, measuring every candidate.
 
     child = parent with min(U{1..3}, U{1..3}) flips; a flip takes a bit from one linear and gives it to
-    another of the same size, so that the bytes stay exactly those of the start
+    another of the same size, so that the bytes stay exactly those of the start; in a mixture it gives two of
+    the same size other levels that use up their bytes
     fitness = KL(dense || candidate), mean over the tokens of a few windows; the least becomes the parent
 
 Children are compared on one window, the best quarter and the parent on `windows` of them, drawn anew each
 generation from text that the levels were not fitted on. Starts from the same bits everywhere, or from the
-plan of least predicted KL (as allocate.fisher makes it). Makes every linear at each number of bits, or tenth
-of sparsity, within `reach` of the mean, with the stages after it; plans that for them, stores nothing itself.
+plan of least predicted KL (as allocate.fisher makes it). Makes every linear at each number of bits (tenth of
+sparsity, half of the rank) within `reach` of the mean, with the stages after it; plans that for them, stores nothing itself.
 Assumes nothing of how errors add up, and pays for it: each generation runs the model on `offspring` windows
 and more.
 Too few generations on few windows fit the windows. Sieberling et al., EvoPress, arXiv 2410.14649.
@@ -20,9 +21,10 @@ import torch
 from pydantic import Field
 
 from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
+from backend.progress import bars
 from backend.registry import Claim, method
 from backend.solvers.budget import around, budget_of_mean, ladder, mean_of, nearly_uniform
-from backend.solvers.evolution import Selection, evolve
+from backend.solvers.evolution import BEST, Selection, evolve
 from backend.views import Work
 
 Generations = Annotated[int, Field(ge=1, le=10_000, description="How often a parent has children")]
@@ -92,9 +94,13 @@ def evopress(
     else:
         order = torch.randperm(len(found.linears), generator=work.rng).tolist()
         first = nearly_uniform(found.bytes, found.values, mean, order)
-    chosen = evolve(
+    evolved = evolve(
         first, found.bytes, found.divergence, windows=found.windows, generations=generations,
         offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,
-        told=lambda done, plan, loss: found.told(done + 1, generations, f"KL {loss:.4g}"),
+        told=lambda done, plan, losses: found.told(
+            done + 1, generations, f"KL {losses[-1]:.4g} {bars(losses)}"
+        ),
+        kept=work.kept,
     )  # fmt: skip
-    work.put(found.plan(chosen))
+    work.report[BEST] = evolved.losses
+    work.put(found.plan(evolved.plan))

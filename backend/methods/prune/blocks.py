@@ -35,9 +35,10 @@ from backend.depth import (
 )
 from backend.errors import UserError
 from backend.parts import LowRank
+from backend.progress import bars
 from backend.registry import Claim, method
 from backend.shrink import drop_blocks, without_blocks
-from backend.solvers.evolution import Selection, evolve
+from backend.solvers.evolution import BEST, Selection, evolve
 from backend.views import Work
 
 Blocks = Annotated[int, Field(ge=1, le=512, description="From how many blocks it goes")]
@@ -151,7 +152,6 @@ def _evolved(
 ) -> list[int]:
     count, dense = count_of(work), final(opened, tokens)
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
-    curve: list[float] = []
 
     def lost(plan: Sequence[int], windows: Sequence[int]) -> float:
         out, some = tuple(at for at, stays in enumerate(plan) if not stays), tuple(sorted(windows))
@@ -160,12 +160,11 @@ def _evolved(
                 seen[out, some] = apart(opened, tokens[list(some)], [dense[at] for at in some])
         return seen[out, some]
 
-    def told(generation: int, plan: Sequence[int], best: float) -> None:
-        curve.append(round(best, 5))
-        work.told(generation + 1, generations, f"KL {best:.4g}")
+    def told(generation: int, plan: Sequence[int], losses: Sequence[float]) -> None:
+        work.told(generation + 1, generations, f"KL {losses[-1]:.4g} {bars(losses)}")
 
     rounds = [Selection(_FIRST, max(1, offspring // 4)), Selection(len(tokens), 1)]
-    plan = evolve(
+    found = evolve(
         [int(number not in start) for number in range(count)],
         [[0, 1]] * count,
         lost,
@@ -175,6 +174,7 @@ def _evolved(
         rounds=rounds if len(tokens) > _FIRST else rounds[1:],
         rng=work.rng,
         told=told,
+        kept=work.kept,
     )
-    work.report["KL of each generation's best, nats a token"] = curve
-    return [at for at, stays in enumerate(plan) if not stays]
+    work.report[BEST] = [round(best, 5) for best in found.losses]
+    return [at for at, stays in enumerate(found.plan) if not stays]

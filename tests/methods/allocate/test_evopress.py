@@ -1,10 +1,20 @@
 import itertools
+import json
 
 import pytest
+import torch
 
+from backend.artifacts import read_parts
 from backend.methods.allocate.evopress import _scores, evopress
+from backend.parts import combined
+from backend.pipeline import compress
+from backend.progress import silent
+from backend.recipe import parse_recipe
+from backend.solvers.evolution import BEST
 from tests.methods.allocate.planning import RTN, planned, run, size, work_of
+from tests.tiny import make_model, make_text
 
+HALF = {"method": "prune.magnitude", "params": {"pattern": "2:4"}}
 SMALL = {"generations": 2, "offspring": 4, "windows": 2}
 # Two linears of one size and three of another.
 BYTES = [[20, 30, 40]] * 2 + [[10, 15, 20]] * 3
@@ -105,3 +115,45 @@ def test_more_generations_end_no_worse_in_the_divergence_that_is_searched(host, 
     losses = [float(word.split()[1]) for word in told]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
+
+
+def test_a_run_that_is_stopped_in_the_search_goes_on_from_its_generation(host, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    told = []
+
+    def stop(update):
+        if update.detail.startswith("KL"):
+            told.append(update.done)
+            if len(told) == 3:
+                raise Stopped
+
+    chain = (stage(start="uniform", generations=6), RTN)
+    with pytest.raises(Stopped):
+        run(host, tmp_path, *chain, progress=stop)
+    again = run(host, tmp_path, *chain, progress=stop)
+    assert told == [1, 2, 3, 4, 5, 6]
+    whole = run(host, tmp_path, *chain, name="b")
+    assert {n: part.width for n, part in again.items()} == {n: part.width for n, part in whole.items()}
+
+
+def test_the_report_tells_the_plan_and_a_recipe_with_it_stores_the_same(host, tmp_path):
+    folder, text = make_model(tmp_path / "model"), make_text(tmp_path / "text.txt")
+    recipe = parse_recipe(
+        {
+            "model": str(folder),
+            "stages": [stage(over="mixture", reach=2), HALF, RTN],
+            "calibration": {"text": f"file:{text}", "samples": 6, "length": 64, "order": "dense"},
+            "evaluation": {"text": f"file:{text}", "length": 64, "windows": 2},
+        }
+    )
+    report = compress(recipe, host, tmp_path / "a.safetensors", tmp_path / "a", silent)
+    assert len(report.notes["stage 1, allocate.evopress"][BEST]) == 2
+    plain = recipe.with_plan(json.loads(json.dumps(report.told()["plan"])))
+    assert [one.method for one in plain.stages] == ["prune.magnitude", "quantize.rtn"]
+    compress(plain, host, tmp_path / "b.safetensors", tmp_path / "b", silent)
+    first, second = (read_parts(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert first.keys() == second.keys()
+    for name, pieces in first.items():
+        assert torch.equal(combined(pieces), combined(second[name]))

@@ -134,7 +134,7 @@ def test_a_search_among_ways_to_store_never_takes_more_bytes_and_finds_the_best(
     found = evolve(
         [1, 1, 1], sizes, loss, windows=1, generations=60, offspring=6, rounds=(Selection(1, 1),),
         rng=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    ).plan  # fmt: skip
     assert max(seen) <= 90
     fits = [
         plan
