@@ -3,10 +3,10 @@
     e_lk = ||X (Ŵ_k - W)ᵀ||² / ||X Wᵀ||²  for linear l at k bits, X [tokens, in] its inputs
     min sum_l e_{l, k_l}  with  sum_l bytes_{l, k_l} <= bytes of the mean number of bits everywhere
 
-Makes every linear at each number of bits, or tenth of sparsity, within `reach` of the mean, with the stages
-after it, on the inputs of the dense model; plans that for those stages and stores nothing itself. Needs no
-gradient, and so does not see what the rest of the model makes of an error: the least sum of errors need not
-be the best model.
+Makes every linear at each number of bits (tenth of sparsity, half of the rank) within `reach` of the mean,
+with the stages after it, on the inputs of the dense model; plans that for those stages and stores nothing
+itself. Needs no gradient, and so does not see what the rest of the model makes of an error: the least sum of
+errors need not be the best model.
 Frantar & Alistarh, SPDY, arXiv 2201.13096; for language models a baseline of EvoPress, arXiv 2410.14649.
 """
 

@@ -8,7 +8,8 @@
 Children are compared on one window, the best quarter and the parent on `windows` of them, drawn anew each
 generation from text that the levels were not fitted on. Starts from the same bits everywhere, or from the
 plan of least predicted KL (as allocate.fisher makes it). Makes every linear at each number of bits (tenth of
-sparsity, half of the rank) within `reach` of the mean, with the stages after it; plans that for them, stores nothing itself.
+sparsity, half of the rank) within `reach` of the mean, with the stages after it; plans that for them, stores
+nothing itself. Goes on where it was when it was stopped.
 Assumes nothing of how errors add up, and pays for it: each generation runs the model on `offspring` windows
 and more.
 Too few generations on few windows fit the windows. Sieberling et al., EvoPress, arXiv 2410.14649.

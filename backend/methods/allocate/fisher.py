@@ -6,10 +6,10 @@
 with x_t [in] the input of the linear at token t, g_t [out] the gradient of -ln P(y) with respect to its
 output, and labels y drawn from the model's own distribution: second order of the KL in the Fisher matrix, the
 terms between linears left out. Plans walk the lower convex hulls, steepest gain a byte first. Makes every
-linear at each number of bits, or tenth of sparsity, within `reach` of the mean, with the stages after it, on
-the inputs of the dense model; plans that for those stages and stores nothing itself. Strong at 4 bits. Where
-the KL nears 1, as at 3 bits in a small model, it is too low, and most for what it likes: then it gains
-little.
+linear at each number of bits (tenth of sparsity, half of the rank) within `reach` of the mean, with the
+stages after it, on the inputs of the dense model; plans that for those stages and stores nothing itself.
+Strong at 4 bits. Where the KL nears 1, as at 3 bits in a small model, it is too low, and most for what it
+likes: then it gains little.
 Martens, New insights and perspectives on the natural gradient method, arXiv 1412.1193.
 """
 
