@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backend.packing import pack, unpack
 from backend.parameters import GROUPED_ROW
-from backend.parts import Part, bitmap, pack, shape_of, unpack
+from backend.parts import Part, shape_of
+from backend.positions import pack_mask, unpack_mask
 
 # Smallest and largest scale that float16 holds with all its digits.
 _FLOAT16_NORMAL = (2.0**-14, 65504.0)
@@ -29,7 +31,7 @@ class Coded(Part):
 
     def kept(self) -> Tensor | None:
         """Mask [out, in] of the stored positions, or None when all are stored."""
-        return None if self.mask is None else bitmap(self.mask, self.shape)
+        return None if self.mask is None else unpack_mask(self.mask, self.shape)
 
     def plain_codes(self) -> Tensor:
         """The code of every weight [out, in] uint8; 0 where none is stored."""
@@ -92,7 +94,7 @@ class Grid(Coded):
             codes=pack(codes if kept is None else codes[kept], width),
             scales=scales,
             zeros=zeros if zeros is None or zeros.dtype == torch.float16 else pack(zeros, width),
-            mask=None if kept is None else pack(kept, 1),
+            mask=None if kept is None else pack_mask(kept),
             transposed=transposed,
         )
 
@@ -152,7 +154,7 @@ class Codebook(Coded):
             scales=stored,
             centre=centre,
             steps=steps,
-            mask=None if kept is None else pack(kept, 1),
+            mask=None if kept is None else pack_mask(kept),
         )
 
     def dense(self) -> Tensor:

@@ -14,11 +14,12 @@ from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW, PLAIN_BITS
+from backend.positions import mask_bytes
 from backend.recipe import Recipe, Stage, parse_recipe
 from backend.registry import Stored, Tries, discover
 from backend.rules import check_layers, needs_of, table_stages
 from backend.shrink import shrunk
-from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, kept_by_pattern, low_rank_bytes, whole_bytes
+from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, kept_by_pattern, low_rank_bytes
 from backend.text import check_text
 
 # Python with torch and transformers, before any model is open.
@@ -34,6 +35,8 @@ _FIRST_RATES = {
 }
 # Fewer past runs than this say nothing about the next one.
 _FEWEST_RUNS = 3
+# Weights of a matrix that stands for any.
+_MANY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
     count = kept = rows * inputs
     pruned = quantized = between = mixed = False
     grid = factors = beside = 0
+    pattern = "free"
     planned: dict[str, Any] = {}
     for _, stage in chain:
         if discover().methods[stage.method].kind == "head":
@@ -135,6 +139,8 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             pruned = True
             free = params["pattern"] == "free"
             left = keeps(rows, inputs, params) if free else kept_by_pattern(count, params["pattern"])
+            if left < kept or not free:
+                pattern = params["pattern"]
             kept = min(kept, left)
         if stored := discover().methods[stage.method].stored:
             matrix = Matrix(rows, inputs, kept, value_bits)
@@ -145,7 +151,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             grid = _between(stored, matrix, params) if between else stored(matrix, params)
         if "rank" in params:
             factors += low_rank_bytes(Matrix(rows, inputs, kept, value_bits), params)
-    mask = whole_bytes(count) if pruned else 0
+    mask = mask_bytes(count, kept, pattern) if pruned else 0
     return (grid if quantized else kept * value_bits // 8) + mask + factors + beside
 
 
@@ -271,10 +277,17 @@ def _peak(recipe: Recipe, layout: ModelFacts, dense: int, linears: int) -> int:
     return _RUNTIME_BYTES + dense + linears + max(states * 2 + solver, scores)
 
 
+def _mask(params: Mapping[str, Any]) -> str:
+    pattern = params["pattern"]
+    kept = 1 - params["sparsity"] if pattern == "free" else kept_by_pattern(_MANY, pattern) / _MANY
+    bits = 8 * mask_bytes(_MANY, round(kept * _MANY), pattern) / _MANY
+    return f"a mask of {bits:.2g} bit{'' if bits == 1 else 's'} a weight"
+
+
 def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str:
     terms: list[str] = []
     words: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("pattern", lambda p: f"1 bit mask + {value_bits} bits per kept weight"),
+        ("pattern", lambda p: f"{_mask(p)} + {value_bits} bits per kept weight"),
         ("bits", _codes),
         ("table", lambda p: f"codes into {p['table']} + a scale for each {p['group_size']} weights"),
         ("outliers", lambda p: f"{p['outliers']:g} of the weights at {value_bits} + 16 bits"),
@@ -293,7 +306,7 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         terms += [word(params) for name, word in words if name in params]
     if len(terms) > 1 and "kept" in terms[0] and any("per weight" in term for term in terms[1:]):
-        terms[0] = "1 bit mask, codes of kept weights only"
+        terms[0] = f"{terms[0].split(' + ')[0]}, codes of kept weights only"
     if any(discover().methods[stage.method].plans for stage in recipe.stages):
         terms.append("a plan spreads this over the linears, so the bytes are those of its mean")
     if recipe.plan:

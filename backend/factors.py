@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.coded import grid_codes
-from backend.parts import Factors, pack, unpack
+from backend.packing import pack, unpack
+from backend.parts import Factors
 from backend.sizes import FACTOR_GROUP
 from backend.solvers.grids import range_with_zero
 

@@ -6,7 +6,8 @@ from typing import Self
 from torch import Tensor
 
 from backend.coded import Coded, flat
-from backend.parts import pack
+from backend.packing import pack
+from backend.positions import pack_mask
 from backend.solvers.floats import float_codes, float_values
 
 
@@ -40,7 +41,7 @@ class Float(Coded):
             group_size=group_size,
             codes=pack(codes if kept is None else codes[kept], width),
             scales=scales,
-            mask=None if kept is None else pack(kept, 1),
+            mask=None if kept is None else pack_mask(kept),
             exponent_bits=exponent_bits,
         )
 

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.coded import stored_scale
-from backend.parts import Part, pack, unpack
+from backend.packing import pack, unpack
+from backend.parts import Part
+from backend.positions import pack_mask, unpack_mask
 from backend.radix import pack_digits, packed_bits, unpack_digits
 from backend.solvers.grids import range_with_zero
 
@@ -92,13 +94,13 @@ class Mixed(Part):
             levels=(levels - 1).to(torch.uint8),
             scales=ranges.scales,
             shares=ranges.shares,
-            mask=None if kept is None else pack(kept, 1),
+            mask=None if kept is None else pack_mask(kept),
         )
 
     def kept(self) -> Tensor | None:
         if self.mask is None:
             return None
-        return unpack(self.mask, 1, self.shape[0] * self.shape[1]).view(self.shape).bool()
+        return unpack_mask(self.mask, self.shape)
 
     def dense(self) -> Tensor:
         levels, kept = self.levels.long() + 1, self.kept()

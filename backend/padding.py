@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.coded import Coded
+from backend.packing import pack
 from backend.parameters import GROUPED_ROW
-from backend.parts import Outliers, Part, pack
+from backend.parts import Outliers, Part
+from backend.positions import pack_mask
 from backend.registry import Method
 from backend.views import Layer, Statistics
 
@@ -84,7 +86,7 @@ def _cut(part: Part, more: int, pruned: bool) -> Part:
         part,
         shape=(rows, inputs),
         codes=pack(codes[kept] if pruned else codes, part.width),
-        mask=pack(kept, 1) if pruned else None,
+        mask=pack_mask(kept) if pruned else None,
     )
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backend.positions import pack_mask, unpack_mask
+
 KINDS: dict[str, type["Part"]] = {}
 # Kinds in files of their own: one is imported when a stored part of its kind is opened.
 ELSEWHERE = {
@@ -27,26 +29,6 @@ ELSEWHERE = {
     "sharedrows": "backend.shared",
     "turnedplanes": "backend.planes",
 }
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack integers 0 <= code < 2**bits, of any shape, into ceil(n * bits / 8) bytes, lowest bit first."""
-    flat = codes.reshape(-1).to(torch.int64)
-    padded = functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
-    shifts = torch.arange(8, device=codes.device) * bits
-    # Codes do not overlap, so the sum of the shifted codes is their bitwise or: eight codes are `bits` bytes.
-    words = (padded << shifts).sum(dim=1)
-    in_bytes = (words[:, None] >> (torch.arange(bits, device=codes.device) * 8)) & 255
-    return in_bytes.to(torch.uint8).reshape(-1)[: (flat.numel() * bits + 7) // 8].clone()
-
-
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Undo `pack`: `count` codes as uint8."""
-    padded = functional.pad(packed, (0, -packed.numel() % bits)).view(-1, bits).to(torch.int64)
-    words = (padded << (torch.arange(bits, device=packed.device) * 8)).sum(dim=1)
-    shifts = torch.arange(8, device=packed.device) * bits
-    codes = (words[:, None] >> shifts) & (2**bits - 1)
-    return codes.to(torch.uint8).reshape(-1)[:count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +84,7 @@ class Dense(Part):
 
 @dataclass(frozen=True, eq=False)
 class Sparse(Part):
-    """One bit per weight says which are kept; the kept values follow in row order.
-
-    For 2:4 one bit per weight is also what the hardware's two 2-bit indices per group of four take.
-    """
+    """A mask says which weights are kept (see backend.positions); the kept values follow in row order."""
 
     mask: Tensor
     values: Tensor
@@ -113,11 +92,11 @@ class Sparse(Part):
     @classmethod
     def keep(cls, weight: Tensor, kept: Tensor, dtype: torch.dtype) -> Self:
         """The kept entries of `weight` [out, in] (mask `kept`, bool), stored as `dtype`."""
-        return cls(shape_of(weight), mask=pack(kept, 1), values=weight[kept].to(dtype))
+        return cls(shape_of(weight), mask=pack_mask(kept), values=weight[kept].to(dtype))
 
     def kept(self) -> Tensor:
         """Mask [out, in] of the stored positions."""
-        return bitmap(self.mask, self.shape)
+        return unpack_mask(self.mask, self.shape)
 
     def dense(self) -> Tensor:
         out = torch.zeros(self.shape, device=self.values.device)
@@ -260,11 +239,6 @@ def rebuild(kind: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> 
     if kind in ELSEWHERE:
         importlib.import_module(ELSEWHERE[kind])
     return KINDS[kind](**{**settings, "shape": tuple(settings["shape"]), **tensors})
-
-
-def bitmap(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The mask [out, in] of a packed bitmap."""
-    return unpack(mask, 1, shape[0] * shape[1]).view(shape).bool()
 
 
 def shape_of(weight: Tensor) -> tuple[int, int]:

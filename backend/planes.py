@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.mixing import mixed
-from backend.parts import Part, pack, unpack
+from backend.packing import pack, unpack
+from backend.parts import Part
+from backend.positions import pack_mask, unpack_mask
 
 # Smallest and largest coefficient of a block that float16 holds with all its digits.
 _FLOAT16 = (2.0**-14, 65504.0)
@@ -64,14 +66,14 @@ class Planes(Part):
         planes = torch.stack([pack((chosen >> k) & 1, 1) for k in range(count)])
         return cls(
             shape, tall=block[0], wide=block[1], signed=signed, offset=offset, terms=terms, largest=largest,
-            planes=planes, scales=stored, mask=None if kept is None else pack(kept, 1),
+            planes=planes, scales=stored, mask=None if kept is None else pack_mask(kept),
         )  # fmt: skip
 
     def kept(self) -> Tensor | None:
         """Mask [out, in] of the stored positions, or None when all are stored."""
         if self.mask is None:
             return None
-        return unpack(self.mask, 1, self.shape[0] * self.shape[1]).view(self.shape).bool()
+        return unpack_mask(self.mask, self.shape)
 
     def coefficients(self) -> Tensor:
         """Scales [blocks, planes (+ 1)] float32, the offset last."""

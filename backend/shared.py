@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend.parts import Part, pack, unpack
+from backend.packing import pack, unpack
+from backend.parts import Part
 from backend.sizes import whole_bytes
 
 

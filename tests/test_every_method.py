@@ -13,7 +13,8 @@ from backend.floating import Float
 from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.rtn import rtn
 from backend.mixed import Mixed
-from backend.parts import Dense, Input, LowRank, Outliers, Sparse, combined, rebuild, unpack
+from backend.packing import unpack
+from backend.parts import Dense, Input, LowRank, Outliers, Sparse, combined, rebuild
 from backend.planes import Planes
 from backend.registry import discover
 from backend.views import Layer, Statistics

@@ -15,7 +15,8 @@ from backend.coded import Codebook, Grid, flat
 from backend.factors import CodedFactors
 from backend.floating import Float
 from backend.mixed import Mixed
-from backend.parts import LowRank, Outliers, Part, Sparse, pack
+from backend.packing import pack
+from backend.parts import LowRank, Outliers, Part, Sparse
 from backend.planes import Planes, blocked, unblocked
 
 # Largest value of a stored type, a little below its end.

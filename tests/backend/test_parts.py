@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from backend.coded import Grid, stored_scale
 from backend.linear import CompressedLinear
-from backend.parts import Dense, LowRank, Sparse, combined, pack, unpack
+from backend.packing import pack, unpack
+from backend.parts import Dense, LowRank, Sparse, combined
+from backend.positions import mask_bytes
 from backend.solvers.grids import fit_grid
 
 
@@ -39,7 +41,7 @@ def test_any_mask_and_values_survive_sparse_storage(seed, rows, inputs, share):
     part = Sparse.keep(weight, kept, torch.float32)
     assert torch.equal(part.dense(), weight * kept)
     assert torch.equal(part.kept(), kept)
-    assert part.bits == 8 * ((rows * inputs + 7) // 8) + 32 * int(kept.sum())
+    assert part.bits == 8 * mask_bytes(rows * inputs, int(kept.sum())) + 32 * int(kept.sum())
 
 
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 5, 8]), st.booleans(), st.booleans())

@@ -3,7 +3,7 @@
     score = |W| [out, in];  free: drop the int(n * sparsity) lowest of the whole matrix, or of each row
     N:M: keep the N highest of every M consecutive inputs
 
-Needs no data. Kept weights are unchanged. Stores one bit per weight plus the kept values.
+Needs no data. Kept weights are unchanged. Stores a packed mask and the kept values.
 The weakest of the pruning methods: it ignores that some inputs are far larger than others.
 The baseline of the pruning literature (Han et al., arXiv 1506.02626).
 """

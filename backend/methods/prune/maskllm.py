@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from backend.errors import UserError
+from backend.packing import pack, unpack
 from backend.parameters import OwnText
-from backend.parts import Sparse, pack, unpack
+from backend.parts import Sparse
 from backend.registry import Claim, method
 from backend.sizes import kept_by_pattern
 from backend.solvers import masks

@@ -38,7 +38,7 @@ def total(parts):
 
 def ranks(parts):
     return {
-        name: next((part.a.shape[0] for part in pieces if isinstance(part, LowRank)), 0)
+        name: next((part.rank for part in pieces if isinstance(part, LowRank)), 0)
         for name, pieces in parts.items()
     }
 
@@ -71,7 +71,7 @@ def test_a_mixture_stores_no_more_than_the_mean_bits_alone(host, tmp_path, metho
     widths = {pieces[0].width for pieces in parts.values()}
     assert widths <= {2, 3, 4, 5}
     kinds = {
-        (float(pieces[0].kept().float().mean()) < 0.6, len(pieces) > 1, pieces[0].width)
+        (pieces[0].kept() is not None, len(pieces) > 1, pieces[0].width)
         for pieces in parts.values()
     }
     assert len(kinds) > 1

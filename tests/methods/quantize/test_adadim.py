@@ -5,7 +5,8 @@ from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.adadim import adadim
 from backend.methods.quantize.gptq import gptq
 from backend.methods.quantize.rtn import rtn
-from backend.parts import combined, unpack
+from backend.packing import unpack
+from backend.parts import combined
 from backend.solvers.grids import fit_grid
 from tests.layers import after, layer_of, output_error, random_layer
 
