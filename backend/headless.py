@@ -90,7 +90,7 @@ def claims(model: str, conditions: Mapping[str, Any], wanted: Sequence[str], hos
             "verdict": said.word,
             "metric": claim.metric,
             "difference": said.difference,
-            "difference_of": "loss in nats per token",
+            "difference_of": "KL in nats per token" if "kl" in claim.metric else "loss in nats per token",
             "stderr": said.stderr,
             "windows": shared.evaluation.windows,
             "model": shared.model,

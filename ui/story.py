@@ -29,6 +29,8 @@ from ui.view import View, figure, scopes, visible
 
 Frozen = dict[str, Any]
 SHIPPED = Path(__file__).parent / "stories"
+# Of those that come with the app the one whose first plot stands on Explore until there are runs.
+FRONT = "front"
 _FORMAT = 1
 
 
@@ -85,6 +87,17 @@ def shipped() -> dict[str, Frozen]:
     """The stories that come with the app, by the names of their files."""
     files = sorted(SHIPPED.glob("*.json"))
     return {file.stem: read_frozen(file.read_text(encoding="utf-8"), file.name) for file in files}
+
+
+def shipped_front() -> tuple[str, str]:
+    """The Pareto plot that comes with the app as JSON, its runs without ids, and what it shows."""
+    views = shipped().get(FRONT, {"views": []})["views"]
+    for view in views:
+        if "figure" in view:
+            for trace in view["figure"]["data"]:
+                trace["customdata"] = [["", *facts[1:]] for facts in trace.get("customdata", [])]
+            return json.dumps(view["figure"], separators=(",", ":")), view["note"]
+    return "", ""
 
 
 def captions(frozen: Frozen) -> Story:

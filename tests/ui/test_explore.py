@@ -5,6 +5,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from html import unescape
 
 import pytest
 
@@ -13,6 +14,7 @@ from store import measurements, results, runs
 from tests.ui import made_up
 from ui import run_card, run_table
 from ui.pages import explore
+from ui.story import shipped_front
 from ui.view import View, filtered, scope_choices, scopes, visible
 
 KINDS = explore.method_kinds()
@@ -254,3 +256,15 @@ def test_a_run_that_searched_a_plan_offers_it_as_a_recipe(jobs):
         jobs.database, run, artifact="a.safetensors", layers=[], seconds={}, report={"plan": plan}
     )
     assert f"compress?plan-of={run}" in run_card.card(jobs, run, results.points(jobs.database))
+
+
+def test_until_there_is_a_point_the_front_of_this_version_stands_there(jobs):
+    figure, note = shipped_front()
+    assert explore.picture(jobs, {}) == figure
+    assert note in unescape(explore.nothing_yet(jobs))
+    facts = [point for trace in json.loads(figure)["data"] for point in trace.get("customdata", [])]
+    # None of them is a run of this store.
+    assert len(facts) >= 150
+    assert {point[0] for point in facts} == {""}
+    run = made_up.add_run(jobs.database, made_up.RUNS[1])
+    assert run in explore.picture(jobs, {})

@@ -26,6 +26,7 @@ from ui.quantities import duration
 from ui.run_card import GUIDE, card
 from ui.run_table import as_csv, as_json, ordered, rows
 from ui.scatter import COLOURS
+from ui.story import FRONT, shipped_front
 from ui.texts import many, say
 from ui.view import EVERYTHING, MOST_BASKET, View, figure, filtered, scope_choices, scopes, visible
 from ui.visitor import user_of
@@ -73,11 +74,11 @@ def activity(jobs: Jobs, query: Mapping[str, str] = _NOWHERE) -> str:
 
 
 def picture(jobs: Jobs, query: Mapping[str, str]) -> str:
-    """The figure of an address as JSON; empty while there is no point."""
+    """The figure of an address as JSON; while there is no point, the one that comes with the app."""
     points, view = results.points(jobs.database), View.of_query(query)
     known = scopes(points)
     if not known:
-        return ""
+        return shipped_front()[0]
     view = view if view.scope in (*known, EVERYTHING) else replace(view, scope=known[0])
     return drawing(jobs.database, visible(points, view), view)
 
@@ -114,7 +115,13 @@ def nothing_yet(jobs: Jobs) -> str:
     else:
         why = say("explore.none_run")
     ways = f"{link(say('common.compress_a_model'), 'compress')} {link(say('common.see_the_queue'), 'queue')}"
-    return f'<div class="panel empty"><h3>{say("explore.no_points_yet")}</h3><p>{why}</p><p>{ways}</p></div>'
+    figure_, note = shipped_front()
+    shown = say("explore.shipped_front", note=escape(note)) if figure_ else ""
+    tour = link(say("explore.shipped_story"), f"stories?story=shipped-{FRONT}") if figure_ else ""
+    return (
+        f'<div class="panel empty"><h3>{say("explore.no_points_yet")}</h3><p>{why}</p><p>{ways} {tour}</p>'
+        f'<p class="note">{shown}</p></div>'
+    )
 
 
 def basket_strip(database: Database, view: View) -> str:
@@ -195,8 +202,8 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
     held = panel("basket")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            scatter = plot("pareto", say("explore.plot"), following("picture"))
             empty = panel("empty", visible=False)
+            scatter = plot("pareto", say("explore.plot"), following("picture"))
         with gr.Column(scale=3, min_width=320):
             chosen = panel(
                 "card", GUIDE, following("details", ("results", "questions"), rests=2, about="run")
@@ -224,14 +231,14 @@ def build(page: gr.Blocks, jobs: Jobs) -> None:
         if view.scope not in keys:
             view = replace(view, scope=keys[0] if keys else "")
         shown, problem = filtered(points, view)
-        told = drawing(database, shown, view) if keys else None
+        told = drawing(database, shown, view) if keys else shipped_front()[0]
         colours = colour_choices(shown)
         if view.colour not in [value for _, value in colours]:
             colours.append((view.colour, view.colour))
         return [
             gr.update(choices=choices, value=view.scope or None),
             gr.update(choices=colours, value=view.colour),
-            gr.update(value=told, selected=view.run, visible=bool(keys)),
+            gr.update(value=told or None, selected=view.run, visible=bool(told)),
             gr.update(value="" if keys else nothing_yet(jobs), visible=not keys),
             (banner(escape(problem), "bad") if problem else "") + basket_strip(database, view),
             rows(shown, view),

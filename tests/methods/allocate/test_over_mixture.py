@@ -70,10 +70,7 @@ def test_a_mixture_stores_no_more_than_the_mean_bits_alone(host, tmp_path, metho
     assert 0.93 * total(plain) <= total(parts) <= total(plain)
     widths = {pieces[0].width for pieces in parts.values()}
     assert widths <= {2, 3, 4, 5}
-    kinds = {
-        (pieces[0].kept() is not None, len(pieces) > 1, pieces[0].width)
-        for pieces in parts.values()
-    }
+    kinds = {(pieces[0].kept() is not None, len(pieces) > 1, pieces[0].width) for pieces in parts.values()}
     assert len(kinds) > 1
 
 
