@@ -132,7 +132,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             between = discover().methods[stage.method].tries is not None
             mixed = stage.params.get("over") == "mixture"
             continue
-        if mixed and discover().methods[stage.method].kind in plans.SWITCHED:
+        if mixed and plans.switches(stage.method):
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if keeps := discover().methods[stage.method].keeps:
@@ -301,7 +301,7 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
             planned[aim] = stage.params[aim]
             mixed = stage.params.get("over") == "mixture"
             continue
-        if mixed and discover().methods[stage.method].kind in plans.SWITCHED:
+        if mixed and plans.switches(stage.method):
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         terms += [word(params) for name, word in words if name in params]

@@ -15,8 +15,8 @@ from backend.registry import discover
 from backend.views import SKIP
 
 Plan = Mapping[str, Mapping[str, Any]]
-# Kinds of stages that a mixture switches on and off.
-SWITCHED = ("prune", "compensate")
+# Kinds of stages that a mixture switches on and off, where they work linear by linear.
+_SWITCHED = ("prune", "compensate")
 
 
 def laid_over(method: str, params: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -27,11 +27,18 @@ def laid_over(method: str, params: Mapping[str, Any], planned: Mapping[str, Any]
     return {**params, **{key: value for key, value in planned.items() if key in fields}}
 
 
+def switches(method: str) -> bool:
+    """Whether a mixture may use a method for some linears and not for others."""
+    found = discover().methods[method]
+    return found.kind in _SWITCHED and found.shape == "layer"
+
+
 def switched(methods: Sequence[str]) -> list[tuple[str, ...]]:
     """What a mixture may skip of the methods of later stages, most first: those that prune, those that
     compensate, both or none."""
     known = discover().methods
-    groups = [tuple(name for name in methods if known[name].kind == kind) for kind in SWITCHED]
+    able = [name for name in methods if switches(name)]
+    groups = [tuple(name for name in able if known[name].kind == kind) for kind in _SWITCHED]
     found: list[tuple[str, ...]] = [()]
     for group in filter(None, groups):
         found = [*((*group, *skipped) for skipped in found), *found]

@@ -135,10 +135,10 @@ def _check_plans(stages: "tuple[Stage, ...]") -> None:
                 f"allowed: {', '.join(takers)} after it"
             )
         if stage.params.get("over") == "mixture" and not any(
-            methods[other.method].kind in plans.SWITCHED for other in stages[number:]
+            plans.switches(other.method) for other in stages[number:]
         ):
             raise UserError(
-                f"{where}: over is 'mixture', but no later stage prunes or compensates; "
+                f"{where}: over is 'mixture', but no later stage prunes or compensates linear by linear; "
                 "allowed: such a stage after it, or over 'bits'"
             )
         searched = methods[stage.method].tries is not None

@@ -162,6 +162,7 @@ def test_the_estimate_of_a_mixture_is_that_of_the_mean_bits_alone(host, tmp_path
     [
         ([over("dp", "mixture"), RTN], "no later stage prunes or compensates"),
         ([over("dp", "mixture"), HALF], "no later stage takes the bits"),
+        ([over("dp", "mixture"), {"method": "prune.maskllm"}, RTN], "linear by linear"),
         ([over("dp", "rank"), RTN], "no later stage takes the rank"),
         ([over("dp", "rank", rank=0), RTN, EORA], "rank is 0; allowed"),
     ],
