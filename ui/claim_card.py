@@ -168,6 +168,7 @@ def _shipped(standing: Standing) -> str:
         length=row["evaluation"]["length"],
         samples=row["calibration"]["samples"],
         tokens=row["calibration"]["length"],
+        order=say("papers.dense_order") if row["calibration"]["order"] == "dense" else "",
     )
     return f'<p class="note shipped">{badge(WORDS[row["verdict"]], _TONES[row["verdict"]])} {told}</p>'
 
