@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 GROUPED_ROW = -1
 # Factors of so many bits are values in the model's own type.
 PLAIN_BITS = 16
+# Larger ones are no compression of any linear there is.
 MOST_RANK = 4096
 
 
