@@ -20,7 +20,7 @@ from backend.solvers.lowrank import left_by_rank, projected_error, stored
 from backend.views import Layer
 
 _POINTS = 33
-_LEFT = "share of the missed output left, from rank 0 to the whole, factors not yet rounded"
+_LEFT = "share of the missed output left, from rank 0 to that of the factors, not yet rounded"
 
 
 @method(
