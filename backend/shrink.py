@@ -47,8 +47,14 @@ def _untied(layout: ModelFacts) -> ModelFacts:
 def untie(model: Any, head: str) -> None:
     """Give the head weights of its own."""
     module = model.get_submodule(head)
-    module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+    module.weight = _own(module.weight.detach())
     model.config.tie_word_embeddings = False
+
+
+def _own(values: Tensor) -> nn.Parameter:
+    """A parameter of a copy of the values, which gradients may pass through wherever it is made."""
+    with torch.inference_mode(False):
+        return nn.Parameter(values.clone(memory_format=torch.contiguous_format), requires_grad=False)
 
 
 def without_blocks(layout: ModelFacts, count: int, where: str) -> ModelFacts:
@@ -223,9 +229,9 @@ def _leave(model: nn.Module, family: Family, name: str, axis: int, numbers: Tens
     module: Any = model.get_submodule(name)
     numbers = numbers.to(module.weight.device)
     kept = module.weight.detach().index_select(1 - axis if family.transposed else axis, numbers)
-    module.weight = nn.Parameter(kept.contiguous(), requires_grad=False)
+    module.weight = _own(kept)
     if axis == 0 and module.bias is not None:
-        module.bias = nn.Parameter(module.bias.detach()[numbers].contiguous(), requires_grad=False)
+        module.bias = _own(module.bias.detach()[numbers])
     rows, inputs = _weight(model, family, name).shape
     for told, value in (("out_features", rows), ("in_features", inputs), ("nf", rows), ("nx", inputs)):
         if hasattr(module, told):

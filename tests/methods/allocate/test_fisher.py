@@ -77,3 +77,18 @@ def test_a_plan_that_nobody_can_take_is_refused(stages, said):
     recipe = {"model": "smollm2-135m-instruct", "stages": stages}
     with pytest.raises(UserError, match=said):
         parse_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"method": "transform.hadamard"},
+        {"method": "head.untie"},
+        {"method": "prune.width", "params": {"ratio": 0.25}},
+        {"method": "prune.blocks", "params": {"blocks": 1}},
+    ],
+    ids=lambda stage: stage["method"],
+)
+def test_gradients_pass_through_what_stages_before_made_of_the_model(host, tmp_path, before):
+    parts = run(host, tmp_path, before, FISHER, RTN)
+    assert len({part.width for part in parts.values() if hasattr(part, "width")}) > 1
