@@ -106,6 +106,8 @@ class Trials:
         self._later = list(enumerate(layered, start=1))
         self._originals: dict[str, nn.Module] = {}
         self._placed: dict[str, str] = {}
+        # Where a search is, which it repeats while a candidate is measured.
+        self._at: Update | None = None
 
     def choices(self, over: str, values: Sequence[Any]) -> Choices:
         """Every linear that a later stage gives the parameter, at each of its values; see Choices."""
@@ -150,7 +152,7 @@ class Trials:
             len(self._windows),
             self._predicted,
             self._divergence,
-            lambda done, total, detail: walk.progress(Update(self._method, done, total, detail)),
+            self._search_told,
         )
 
     def takers(self, parameter: str, name: str) -> list[Mapping[str, Any]]:
@@ -251,8 +253,12 @@ class Trials:
                     replace_module(walk.model, name, made)
 
     def _told(self, what: str, done: int, total: int) -> None:
-        # A search may be stopped between windows, and its own steps are told by the method.
-        self._walk.progress(Update(self._method, done, total, what))
+        # A search may be stopped between windows; how far it is, its method tells.
+        self._walk.progress(self._at or Update(self._method, done, total, what))
+
+    def _search_told(self, done: int, total: int, words: str) -> None:
+        self._at = Update(self._method, done, total, words)
+        self._walk.progress(self._at)
 
 
 def _plain(stage: Stage, parameter: str, value: Any) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def evolve(
     if (state := kept.load()) is not None:
         parent, losses = state["parent"].tolist(), state["losses"].tolist()
         rng.set_state(state["rng"].cpu())
+        told(len(losses) - 1, parent, losses)
     for generation in range(len(losses), generations):
         children = _children(parent, groups, budget - _bytes(parent, level_bytes), offspring, rng)
         # Where levels are not evenly spaced, two linears may switch and cost more.

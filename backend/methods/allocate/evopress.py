@@ -95,6 +95,7 @@ def evopress(
     else:
         order = torch.randperm(len(found.linears), generator=work.rng).tolist()
         first = nearly_uniform(found.bytes, found.values, mean, order)
+    found.told(0, generations, "first generation")
     evolved = evolve(
         first, found.bytes, found.divergence, windows=found.windows, generations=generations,
         offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,

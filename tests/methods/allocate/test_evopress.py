@@ -88,8 +88,13 @@ def test_progress_is_told_by_generation_and_seeds_decide_the_way(host, tmp_path)
         )  # fmt: skip
         plans.append({linear: part.width for linear, part in parts.items()})
     assert plans[0] == plans[1] != plans[2]
-    words = [update.detail for update in told if update.stage == "allocate.evopress"]
-    assert [word for word in words if word.startswith("KL")].__len__() == 6
+    searched = [update for update in told if update.stage == "allocate.evopress" and update.total == 6]
+    # While candidates are measured the last generation's words stand, and the bar never goes back.
+    assert [update.done for update in searched] == sorted(update.done for update in searched)
+    words = list(dict.fromkeys((update.done, update.detail) for update in searched))
+    assert [done for done, _ in words] == [0, 1, 2, 3, 4, 5, 6]
+    assert all(word.startswith("KL") for _, word in words[1:])
+    assert len(searched) > 6 * SMALL["offspring"]
 
 
 def test_the_windows_announced_are_the_windows_run():
@@ -124,7 +129,7 @@ def test_a_run_that_is_stopped_in_the_search_goes_on_from_its_generation(host, t
     told = []
 
     def stop(update):
-        if update.detail.startswith("KL"):
+        if update.detail.startswith("KL") and told[-1:] != [update.done]:
             told.append(update.done)
             if len(told) == 3:
                 raise Stopped
