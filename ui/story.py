@@ -95,7 +95,7 @@ def shipped_front() -> tuple[str, str]:
     for view in views:
         if "figure" in view:
             for trace in view["figure"]["data"]:
-                trace["customdata"] = [["", *facts[1:]] for facts in trace.get("customdata", [])]
+                trace["customdata"] = [[None, *facts[1:]] for facts in trace.get("customdata", [])]
             return json.dumps(view["figure"], separators=(",", ":")), view["note"]
     return "", ""
 

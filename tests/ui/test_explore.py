@@ -265,6 +265,6 @@ def test_until_there_is_a_point_the_front_of_this_version_stands_there(jobs):
     facts = [point for trace in json.loads(figure)["data"] for point in trace.get("customdata", [])]
     # None of them is a run of this store.
     assert len(facts) >= 150
-    assert {point[0] for point in facts} == {""}
+    assert {point[0] for point in facts} == {None}
     run = made_up.add_run(jobs.database, made_up.RUNS[1])
     assert run in explore.picture(jobs, {})
