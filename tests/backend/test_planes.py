@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from backend.parts import rebuild
 from backend.planes import Planes, blocked, nearest, patterns, powers_of, stored_coefficients, unblocked
+from backend.positions import mask_bytes
 
 
 def random(*shape, seed=0):
@@ -84,7 +85,9 @@ def test_bits_are_those_of_planes_coefficients_and_mask():
     assert made(shape=(8, 32), block=(1, 16)).bits == 2 * 256 + 16 * 3 * 16
     kept = torch.zeros(8, 32, dtype=torch.bool)
     kept[:, ::2] = True
-    assert made(shape=(8, 32), block=(1, 16), kept=kept).bits == 2 * 128 + 16 * 3 * 16 + 256
+    assert made(shape=(8, 32), block=(1, 16), kept=kept).bits == (
+        2 * 128 + 16 * 3 * 16 + 8 * mask_bytes(256, 128, "2:4")
+    )
     assert made(shape=(8, 32), block=(8, 1), signed=True, offset=False, terms=3).bits == 512 + 32 * 2 * 18
 
 
