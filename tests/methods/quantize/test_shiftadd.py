@@ -11,6 +11,7 @@ from backend.methods.quantize.rtn import rtn
 from backend.methods.quantize.shiftadd import shiftadd
 from backend.parts import combined, rebuild
 from backend.planes import Planes
+from backend.positions import mask_bytes
 from backend.recipe import parse_recipe
 from backend.sizes import Matrix
 from backend.solvers.planes import Turn, block_order
@@ -268,7 +269,7 @@ def test_a_pruned_layer_is_not_turned_and_keeps_its_zeros():
     assert torch.equal(part.dense(), combined(shiftadd(pruned)))
     params = {"bits": 2, "group_size": -1, "scales": "block", "terms": 3, "incoherent": True}
     counted = shiftadd.__dict__["method"]["stored"](Matrix(32, 64, 1024, 16), params)
-    assert counted * 8 + 32 * 64 == part.bits
+    assert 8 * (counted + mask_bytes(32 * 64, 1024, "2:4")) == part.bits
 
 
 def test_a_group_too_small_for_a_block_is_refused_in_one_sentence():
