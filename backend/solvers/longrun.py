@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.progress import bars
+from backend.solvers.bars import bars
 from backend.views import Kept
 
 Values = dict[str, Tensor]

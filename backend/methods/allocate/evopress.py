@@ -22,8 +22,8 @@ import torch
 from pydantic import Field
 
 from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
-from backend.progress import bars
 from backend.registry import Claim, method
+from backend.solvers.bars import bars
 from backend.solvers.budget import around, budget_of_mean, ladder, mean_of, nearly_uniform
 from backend.solvers.evolution import BEST, Selection, evolve
 from backend.views import Work

@@ -35,9 +35,9 @@ from backend.depth import (
 )
 from backend.errors import UserError
 from backend.parts import LowRank
-from backend.progress import bars
 from backend.registry import Claim, method
 from backend.shrink import drop_blocks, without_blocks
+from backend.solvers.bars import bars
 from backend.solvers.evolution import BEST, Selection, evolve
 from backend.views import Work
 
