@@ -13,7 +13,7 @@ from backend import plans
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
-from backend.parameters import GROUPED_ROW, PLAIN_BITS
+from backend.parameters import GROUPED_ROW, MIXTURE, PLAIN_BITS
 from backend.positions import mask_bytes
 from backend.recipe import Recipe, Stage, parse_recipe
 from backend.registry import Stored, Tries, discover
@@ -130,7 +130,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             # What a plan gives this linear is not known yet: the mean it aims at stands for it.
             planned[aim] = stage.params[aim]
             between = discover().methods[stage.method].tries is not None
-            mixed = stage.params.get("over") == "mixture"
+            mixed = stage.params.get("over") == MIXTURE
             continue
         if mixed and plans.switches(stage.method):
             continue
@@ -209,9 +209,8 @@ def _search(recipe: Recipe, layout: ModelFacts, number: int, tries: Tries) -> It
     tokens = recipe.calibration.samples * recipe.calibration.length
     yield "gram", float(tokens * sum(max(shape) * min(shape) for shape in shapes))
     yield "pass", float(tokens * weights)
-    count = len(tries(stage.params))
-    if stage.params.get("over") == "mixture":
-        count *= len(plans.switched([later.method for later in recipe.stages[number:]]))
+    after = [later.method for later in recipe.stages[number:]]
+    count = len(tries(stage.params)) * len(plans.switched(after, stage.params["over"]))
     for later in recipe.stages[number:]:
         solves = methods[later.method].needs == "gram"
         yield ("solve", float(count * squares)) if solves else ("plain", float(count * weights))
@@ -299,7 +298,7 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
     for stage in recipe.stages:
         if aim := discover().methods[stage.method].planned(stage.params):
             planned[aim] = stage.params[aim]
-            mixed = stage.params.get("over") == "mixture"
+            mixed = stage.params.get("over") == MIXTURE
             continue
         if mixed and plans.switches(stage.method):
             continue

@@ -9,6 +9,13 @@ GROUPED_ROW = -1
 PLAIN_BITS = 16
 # Larger ones are no compression of any linear there is.
 MOST_RANK = 4096
+# Of what may differ between linears: several things at once.
+MIXTURE = "mixture"
+
+
+def aim_of(over: str) -> str:
+    """The parameter whose mean sets the bytes of what differs `over`; that of a mixture is the bits."""
+    return "bits" if over == MIXTURE else over
 
 
 def _whole_row_or_positive(size: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from backend.errors import UserError
+from backend.parameters import MIXTURE
 from backend.registry import discover
 from backend.views import SKIP
 
@@ -33,11 +34,11 @@ def switches(method: str) -> bool:
     return found.kind in _SWITCHED and found.shape == "layer"
 
 
-def switched(methods: Sequence[str]) -> list[tuple[str, ...]]:
+def switched(methods: Sequence[str], over: str = MIXTURE) -> list[tuple[str, ...]]:
     """What a mixture may skip of the methods of later stages, most first: those that prune, those that
-    compensate, both or none."""
+    compensate, both or none; what differs `over` one parameter skips nothing."""
     known = discover().methods
-    able = [name for name in methods if switches(name)]
+    able = [name for name in methods if over == MIXTURE and switches(name)]
     groups = [tuple(name for name in able if known[name].kind == kind) for kind in _SWITCHED]
     found: list[tuple[str, ...]] = [()]
     for group in filter(None, groups):

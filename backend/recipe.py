@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend import plans
 from backend.errors import UserError
-from backend.parameters import GROUPED_ROW
+from backend.parameters import GROUPED_ROW, MIXTURE, aim_of
 from backend.registry import discover
 from backend.rules import check_order
 
@@ -156,15 +156,14 @@ _PLANNED = {"bits": "{}-bit", "group_size": "g{}", "rank": "r{}", "sparsity": "{
 def _words(stage: Stage, plan: plans.Plan) -> str:
     planned = plans.words(plan, stage.method)
     over = stage.params.get("over", "")
-    aim = "bits" if over == "mixture" else over
-    unused = [key for key in ("bits", "sparsity", "rank") if over and key != aim]
+    unused = [key for key in ("bits", "sparsity", "rank") if over and key != aim_of(over)]
     params = {
         key: value
         for key, value in stage.params.items()
         if key not in planned and key not in (*unused, "over")
     }
     words = [discover().methods[stage.method].spoken]
-    if over == "mixture":
+    if over == MIXTURE:
         words.append(over)
     words += [
         _PLANNED.get(name, name.replace("_", " ") + " {}").format(told) for name, told in planned.items()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 import backend.methods
 import backend.metrics
+from backend.parameters import aim_of
 from backend.sizes import Matrix
 from backend.views import Need
 
@@ -93,8 +94,7 @@ class Method:
 
     def planned(self, params: Mapping[str, Any]) -> str | None:
         """The parameter of later stages that a stage with these parameters decides, or None."""
-        over = str(params.get("over", self.plans))
-        return ("bits" if over == "mixture" else over) if self.plans else None
+        return aim_of(str(params.get("over", self.plans))) if self.plans else None
 
     @property
     def spoken(self) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backend import plans
 from backend.errors import UserError
-from backend.parameters import GROUPED_ROW
+from backend.parameters import GROUPED_ROW, MIXTURE
 from backend.registry import Method, Need, discover
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _check_plans(stages: "tuple[Stage, ...]") -> None:
                 f"{where}: no later stage takes the {planned} that it plans; "
                 f"allowed: {', '.join(takers)} after it"
             )
-        if stage.params.get("over") == "mixture" and not any(
+        if stage.params.get("over") == MIXTURE and not any(
             plans.switches(other.method) for other in stages[number:]
         ):
             raise UserError(

@@ -25,6 +25,7 @@ from backend.fisher import sensitivities
 from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.models import ModelFacts
+from backend.parameters import aim_of
 from backend.parts import before_inputs
 from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
@@ -119,11 +120,10 @@ class Trials:
         folder = folder_of(walk.layout, recipe.calibration, walk.host, *told)
         self._kept = Checkpoints(folder, walk.opened.device)
         labels, levels = [], {}
-        parameter = "bits" if over == "mixture" else over
-        switched = plans.switched([stage.method for _, stage in self._later]) if over == "mixture" else ((),)
+        parameter = aim_of(over)
         choices = [
             {parameter: value, **({SKIP: list(skipped)} if skipped else {})}
-            for skipped in switched
+            for skipped in plans.switched([stage.method for _, stage in self._later], over)
             for value in values
         ]
         for choice in choices:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.parameters import MOST_RANK
+from backend.parameters import MOST_RANK, aim_of
 
 Numbers = NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def _turns_up(prices: Numbers, values: Numbers, a: int, b: int, c: int) -> bool:
 
 def mean_of(params: Mapping[str, Any]) -> float:
     """The mean that parameters ask for, of what they differ `over`."""
-    return float(params["bits" if params["over"] == "mixture" else params["over"]])
+    return float(params[aim_of(params["over"])])
 
 
 def around(params: Mapping[str, Any]) -> tuple[float, ...]:
