@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from backend.solvers.bars import bars
 from backend.views import NOTHING_KEPT, Kept
 
 # The loss of a plan on the windows of those numbers.
@@ -93,6 +94,11 @@ def evolve(
         kept.save({"parent": torch.tensor(parent), "losses": numbers, "rng": rng.get_state()})
         told(generation, parent, losses)
     return Evolved(parent, losses)
+
+
+def words(losses: Sequence[float], generations: int) -> str:
+    """How far a search is, with its curve, for the line of a run under way."""
+    return f"KL {losses[-1]:.4g} {bars(losses)} generation {len(losses)} of {generations}"
 
 
 def flips(rng: torch.Generator) -> int:

@@ -23,9 +23,8 @@ from pydantic import Field
 
 from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
-from backend.solvers.bars import bars
 from backend.solvers.budget import around, budget_of_mean, ladder, mean_of, nearly_uniform
-from backend.solvers.evolution import BEST, Selection, evolve
+from backend.solvers.evolution import BEST, Selection, evolve, words
 from backend.views import Work
 
 Generations = Annotated[int, Field(ge=1, le=10_000, description="How often a parent has children")]
@@ -99,9 +98,7 @@ def evopress(
     evolved = evolve(
         first, found.bytes, found.divergence, windows=found.windows, generations=generations,
         offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,
-        told=lambda done, plan, losses: found.told(
-            done + 1, generations, f"KL {losses[-1]:.4g} {bars(losses)}"
-        ),
+        told=lambda done, plan, losses: found.told(done + 1, generations, words(losses, generations)),
         kept=work.kept,
     )  # fmt: skip
     work.report[BEST] = evolved.losses

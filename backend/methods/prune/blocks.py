@@ -37,8 +37,7 @@ from backend.errors import UserError
 from backend.parts import LowRank
 from backend.registry import Claim, method
 from backend.shrink import drop_blocks, without_blocks
-from backend.solvers.bars import bars
-from backend.solvers.evolution import BEST, Selection, evolve
+from backend.solvers.evolution import BEST, Selection, evolve, words
 from backend.views import Work
 
 Blocks = Annotated[int, Field(ge=1, le=512, description="From how many blocks it goes")]
@@ -161,7 +160,7 @@ def _evolved(
         return seen[out, some]
 
     def told(generation: int, plan: Sequence[int], losses: Sequence[float]) -> None:
-        work.told(generation + 1, generations, f"KL {losses[-1]:.4g} {bars(losses)}")
+        work.told(generation + 1, generations, words(losses, generations))
 
     rounds = [Selection(_FIRST, max(1, offspring // 4)), Selection(len(tokens), 1)]
     found = evolve(

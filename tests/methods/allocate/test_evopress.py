@@ -94,6 +94,7 @@ def test_progress_is_told_by_generation_and_seeds_decide_the_way(host, tmp_path)
     words = list(dict.fromkeys((update.done, update.detail) for update in searched))
     assert [done for done, _ in words] == [0, 1, 2, 3, 4, 5, 6]
     assert all(word.startswith("KL") for _, word in words[1:])
+    assert [word.endswith(f"generation {done} of 6") for done, word in words] == [False, *[True] * 6]
     assert len(searched) > 6 * SMALL["offspring"]
 
 
