@@ -3,20 +3,21 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from backend import plans
+from backend.effort import FIRST_RATES, work_units
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW, MIXTURE, PLAIN_BITS
 from backend.positions import mask_bytes
 from backend.recipe import Recipe, Stage, parse_recipe
-from backend.registry import Stored, Tries, discover
+from backend.registry import Stored, discover
 from backend.rules import check_layers, needs_of, table_stages
 from backend.shrink import shrunk
 from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, kept_by_pattern, low_rank_bytes
@@ -24,15 +25,6 @@ from backend.text import check_text
 
 # Python with torch and transformers, before any model is open.
 _RUNTIME_BYTES = 700_000_000
-# Seconds per unit of work on an ordinary core, until runs on this machine say better; units as in `_units`.
-_FIRST_RATES = {
-    "pass": 2.5e-11,
-    "gram": 1.2e-11,
-    "solve": 4e-12,
-    "plain": 2e-8,
-    "score": 1.6e-11,
-    "fixed": 5.0,
-}
 # Fewer past runs than this say nothing about the next one.
 _FEWEST_RUNS = 3
 # Weights of a matrix that stands for any.
@@ -75,7 +67,7 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
     linears, embeddings, rest, _, value_bits = _sizes(recipe, layout)
     dense = sum(size for _, size in whole.tensors.values())
     rates, error, peak_error = _learned(history, host)
-    seconds = sum(rates[unit] * amount for _, unit, amount in _units(recipe, layout))
+    seconds = sum(rates[unit] * amount for _, unit, amount in work_units(recipe, layout))
     return Estimate(
         linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
         _peak(recipe, layout, dense, linears), peak_error,
@@ -168,61 +160,11 @@ def _reads_text(recipe: Recipe) -> bool:
     return bool(needs_of(recipe) - {"nothing"})
 
 
-def _units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
-    """(phase, unit, amount): how much of which work a run does; seconds are rate[unit] * amount."""
-    methods = discover().methods
-    tokens = recipe.calibration.samples * recipe.calibration.length
-    weights = sum(rows * inputs for rows, inputs in layout.layers.values())
-    needs = needs_of(recipe)
-    work: list[tuple[str, str, float]] = [("load", "fixed", 1.0)]
-    if needs - {"nothing"}:
-        work += [("outputs", "pass", tokens * weights), ("statistics", "pass", tokens * weights)]
-    if needs & {"gram", "inputs"}:
-        squares = sum(max(shape) * min(shape) for shape in layout.layers.values())
-        work.append(("statistics", "gram", tokens * squares))
-    for number, stage in enumerate(recipe.stages, start=1):
-        covered = [shape for name, shape in layout.layers.items() if stage.covers(name)]
-        phase = f"stage {number}, {stage.method}"
-        if tries := methods[stage.method].tries:
-            work += [(phase, unit, amount) for unit, amount in _search(recipe, layout, number, tries)]
-        elif passes := methods[stage.method].passes:
-            tokens_passed = passes(stage.params) * recipe.calibration.length
-            work.append(
-                (phase, "pass", float(tokens_passed * sum(rows * inputs for rows, inputs in covered)))
-            )
-        elif methods[stage.method].needs == "gram":
-            work.append((phase, "solve", float(sum(rows * inputs * inputs for rows, inputs in covered))))
-        else:
-            work.append((phase, "plain", float(sum(rows * inputs for rows, inputs in covered))))
-    scored = recipe.evaluation.windows * recipe.evaluation.length * layout.parameters
-    work.append(("perplexity", "score", scored * (2.2 if "divergence" in recipe.evaluation.metrics else 1.0)))
-    work.append(("rest", "fixed", 6.0))
-    return work
-
-
-def _search(recipe: Recipe, layout: ModelFacts, number: int, tries: Tries) -> Iterator[tuple[str, float]]:
-    """(unit, amount) of making every value that stage `number` tries, and of running the model on windows."""
-    methods, stage = discover().methods, recipe.stages[number - 1]
-    shapes = layout.layers.values()
-    squares = sum(rows * inputs * inputs for rows, inputs in shapes)
-    weights = sum(rows * inputs for rows, inputs in shapes)
-    tokens = recipe.calibration.samples * recipe.calibration.length
-    yield "gram", float(tokens * sum(max(shape) * min(shape) for shape in shapes))
-    yield "pass", float(tokens * weights)
-    after = [later.method for later in recipe.stages[number:]]
-    count = len(tries(stage.params)) * len(plans.switched(after, stage.params["over"]))
-    for later in recipe.stages[number:]:
-        solves = methods[later.method].needs == "gram"
-        yield ("solve", float(count * squares)) if solves else ("plain", float(count * weights))
-    if scores := methods[stage.method].scores:
-        yield "score", float(scores(stage.params) * recipe.calibration.length * layout.parameters)
-
-
 def _learned(
     history: pd.DataFrame | None, host: Host
 ) -> tuple[Mapping[str, float], float | None, float | None]:
     """Seconds per unit of work, and how far time and peak memory were off for past runs (median)."""
-    rates: dict[str, float] = dict(_FIRST_RATES)
+    rates: dict[str, float] = dict(FIRST_RATES)
     if history is None or history.empty:
         return rates, None, None
     seen: dict[str, list[float]] = defaultdict(list)
@@ -234,7 +176,7 @@ def _learned(
             recipe = parse_recipe(str(phases["recipe"].iloc[0]))
             layout = layouts.setdefault(recipe.model, facts(recipe.model, host))
             layout = shrunk(layout, recipe.stages)
-            units = _units(recipe, layout)
+            units = work_units(recipe, layout)
         except (UserError, KeyError):
             # A model that has gone, or a recipe of another version: it teaches nothing.
             continue

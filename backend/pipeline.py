@@ -28,6 +28,7 @@ from backend.checkpoints import Checkpoints
 from backend.families import blocks_of
 from backend.feed import Feed
 from backend.fisher import weight_gradients
+from backend.headway import Headway, parts_of, seconds_of
 from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.models import ModelFacts, facts
@@ -63,22 +64,18 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         check_layers(recipe, last.layers, last.positions, last.tables)
         opened = load_model(layout, host)
         progress(Update("load", 1, 1, recipe.model))
-    walk = Walk(recipe, layout, opened, host, scratch, progress, report)
-    methods = discover().methods
-    stages = list(enumerate(recipe.stages, start=1))
-    while stages:
-        if methods[stages[0][1].method].shape == "work":
-            number, stage = stages.pop(0)
-            walk.whole(number, stage, methods[stage.method], stages)
-            continue
-        together = [stages.pop(0)]
-        while (
-            stages
-            and methods[stages[0][1].method].shape == "layer"
-            and stages[0][1].text == together[0][1].text
-        ):
-            together.append(stages.pop(0))
-        walk.blocks(together)
+    headway = Headway(progress, seconds_of(recipe, last))
+    walk = Walk(recipe, layout, opened, host, scratch, headway, report)
+    together = parts_of(list(enumerate(recipe.stages, start=1)))
+    for at, part in enumerate(together):
+        headway.begin(at)
+        number, stage = part[0]
+        method = discover().methods[stage.method]
+        if method.shape == "work":
+            later = [one for rest in together[at + 1 :] for one in rest]
+            walk.whole(number, stage, method, later)
+        else:
+            walk.blocks(part)
     with report.timed("save"):
         progress(Update("save", 0, 1))
         parts = {

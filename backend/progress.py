@@ -9,6 +9,7 @@ class Update:
     """One sign of life: `done` of `total` units of `stage`; `detail` names the unit at hand.
 
     `tokens` counts what this stage put through the whole model itself, not what it found done already.
+    `share` is how much of all the work is done, where somebody knows more of it than this stage.
     """
 
     stage: str
@@ -16,6 +17,7 @@ class Update:
     total: int
     detail: str = ""
     tokens: int = 0
+    share: float | None = None
 
 
 # A callback may raise to stop the work: every long loop calls it at least about once a second.

@@ -14,7 +14,7 @@ _ALWAYS_MEASURED = ("size", "sanity")
 _PROGRESS_SECONDS, _TEXT_SECONDS = 1.0, 0.2
 # What share of a run a step is, roughly; only the progress bar knows it.
 _WEIGHTS = {"compress": 2.0, "perplexity": 1.0, "divergence": 1.0}
-_COUNTED_STAGES = ("compress", "evaluate")
+_EVALUATION = "evaluate"
 
 
 class RunWatch:
@@ -50,8 +50,10 @@ class RunWatch:
             self._tokens_from, self._tokens_per_second = (tokens, now), None
         elif tokens > self._tokens_from[0]:
             self._tokens_per_second = (tokens - self._tokens_from[0]) / (now - self._tokens_from[1])
-        self._columns = {key: value for key, value in update.items() if key != "tokens"}
-        if update["stage"] in _COUNTED_STAGES and update["total"] > 0:
+        self._columns = _shown(update)
+        if update["share"] is not None:
+            self._estimate(update["share"])
+        elif update["stage"] == _EVALUATION and update["total"] > 0:
             self._estimate(update["done"] / update["total"])
 
     def should_stop(self) -> bool:
@@ -108,7 +110,7 @@ class TaskWatch:
 
     def told(self, update: Mapping[str, Any]) -> None:
         """Keep the newest update."""
-        self._columns = {key: value for key, value in update.items() if key != "tokens"}
+        self._columns = _shown(update)
 
     def should_stop(self) -> bool:
         """Asked several times a second."""
@@ -116,6 +118,11 @@ class TaskWatch:
             return tasks.report_progress(self._database, *self._ours)
         self._written = time.monotonic()
         return tasks.report_progress(self._database, *self._ours, **self._columns)
+
+
+def _shown(update: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an update stands in a row of its own columns."""
+    return {key: update[key] for key in ("stage", "done", "total", "detail")}
 
 
 def steps_of(recipe: Mapping[str, Any]) -> list[str]:

@@ -82,7 +82,7 @@ def _behave(model: str, step: str, go: Path, progress: Progress) -> None:
     name = Path(model).name
     if name == f"slow-{step}":
         while not go.exists():
-            progress(Update(step, 1, 4, "waiting"))
+            progress(Update(step, 1, 4, "waiting", share=0.25))
             time.sleep(0.02)
     if name == "counted-perplexity" and step == "perplexity":
         tokens = 0

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
+from backend.parameters import PREDICTED_WINDOWS, MeanBits, MeanRank, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
 from backend.solvers.budget import around, budget_of_mean, ladder, mean_of, nearly_uniform
 from backend.solvers.evolution import BEST, Selection, evolve, words
@@ -48,7 +48,7 @@ def _scores(params: Mapping[str, Any]) -> int:
     rivals = [params["offspring"], max(1, params["offspring"] // 4) + 1]
     rounds = _rounds(params["offspring"], params["windows"])
     each = sum(count * chosen.windows for count, chosen in zip(rivals, rounds, strict=False))
-    return params["generations"] * each + (12 if params["start"] == "fisher" else 0)
+    return params["generations"] * each + (PREDICTED_WINDOWS if params["start"] == "fisher" else 0)
 
 
 @method(

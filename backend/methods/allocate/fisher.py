@@ -13,7 +13,7 @@ likes: then it gains little.
 Martens, New insights and perspectives on the natural gradient method, arXiv 1412.1193.
 """
 
-from backend.parameters import MeanBits, MeanRank, MeanSparsity, Over, Reach
+from backend.parameters import PREDICTED_WINDOWS, MeanBits, MeanRank, MeanSparsity, Over, Reach
 from backend.registry import Claim, method
 from backend.solvers.budget import around, budget_of_mean, ladder, mean_of
 from backend.views import Work
@@ -25,7 +25,7 @@ from backend.views import Work
     plans="bits",
     tries=around,
     # A backward pass takes about as long as two windows forward.
-    scores=lambda params: 12,
+    scores=lambda params: PREDICTED_WINDOWS,
     claim=Claim(
         "At 4 bits on average, bits where the predicted KL asks for them lose less than 4 bits everywhere",
         better=(

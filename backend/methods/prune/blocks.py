@@ -102,7 +102,12 @@ def blocks(
     elif score == "random":
         chosen = torch.randperm(count, generator=work.rng)[:blocks].tolist()
     else:
-        found = influences(opened, piece, tokens, work.told)
+        # The generations are what counts where there are some.
+        ahead = generations if score == "evolution" else 0
+        found = influences(
+            opened, piece, tokens,
+            lambda done, total, words: work.told(0 if ahead else done, ahead or total, words),
+        )  # fmt: skip
         work.report[f"influence of each {piece}"] = [round(value, 4) for value in found]
         chosen = sorted(range(count), key=found.__getitem__)[:blocks]
     if score == "evolution":
