@@ -15,6 +15,7 @@ from backend.families import Family, blocks_of
 from backend.views import Work
 
 Piece = Literal["block", "attention", "mlp"]
+HALVES: tuple[Piece, ...] = ("attention", "mlp")
 Whole = OpenModel
 # Which group of a block's linears ends a half.
 _ENDS = {"attention": 1, "mlp": 3}

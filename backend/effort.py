@@ -61,7 +61,7 @@ def _search(recipe: Recipe, layout: ModelFacts, number: int, tries: Tries) -> It
     yield "gram", float(tokens * sum(max(shape) * min(shape) for shape in shapes))
     yield "pass", float(tokens * weights)
     after = [later.method for later in recipe.stages[number:]]
-    count = len(tries(stage.params)) * len(plans.switched(after, stage.params["over"]))
+    count = len(plans.ways(after, stage.params["over"], tries(stage.params)))
     for later in recipe.stages[number:]:
         solves = methods[later.method].needs == "gram"
         yield ("solve", float(count * squares)) if solves else ("plain", float(count * weights))

@@ -126,6 +126,8 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             continue
         if mixed and plans.switches(stage.method):
             continue
+        if discover().methods[stage.method].empties:
+            return beside
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if keeps := discover().methods[stage.method].keeps:
             pruned = True
@@ -244,6 +246,8 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
             continue
         if mixed and plans.switches(stage.method):
             continue
+        if discover().methods[stage.method].empties:
+            terms.append("nothing of the linears that are left out")
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         terms += [word(params) for name, word in words if name in params]
     if len(terms) > 1 and "kept" in terms[0] and any("per weight" in term for term in terms[1:]):

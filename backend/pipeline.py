@@ -347,6 +347,8 @@ class Walk:
                 parts = (*inputs_of(parts), *applied(method, layer, params))
             told = self.row(name, number, stage.method, parts, statistics, time.perf_counter() - start)
             rows.append(told | ({"curves": layer.curves} if layer.curves else {}))
+            if method.empties:
+                break
         return parts, rows
 
     def layer(self, name: str, parts: tuple[Part, ...], statistics: Statistics, told: str) -> Layer:

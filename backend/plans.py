@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from backend.errors import UserError
-from backend.parameters import MIXTURE
+from backend.parameters import MIXTURE, aim_of
 from backend.registry import discover
 from backend.views import SKIP
 
@@ -38,12 +38,35 @@ def switched(methods: Sequence[str], over: str = MIXTURE) -> list[tuple[str, ...
     """What a mixture may skip of the methods of later stages, most first: those that prune, those that
     compensate, both or none; what differs `over` one parameter skips nothing."""
     known = discover().methods
-    able = [name for name in methods if over == MIXTURE and switches(name)]
+    able = [name for name in methods if over == MIXTURE and switches(name) and not known[name].empties]
     groups = [tuple(name for name in able if known[name].kind == kind) for kind in _SWITCHED]
     found: list[tuple[str, ...]] = [()]
     for group in filter(None, groups):
         found = [*((*group, *skipped) for skipped in found), *found]
     return found
+
+
+def ways(methods: Sequence[str], over: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    """What a plan may give a linear that differs `over` something, in front of stages of these methods.
+
+    In a mixture each value comes with all that it may skip, those that skip most first; nothing of the linear
+    is left in the last way, where a method can do that.
+    """
+    known, parameter = discover().methods, aim_of(over)
+    emptying = tuple(name for name in methods if over == MIXTURE and known[name].empties)
+    found = [
+        {parameter: value, **_skipping((*emptying, *skipped))}
+        for skipped in switched(methods, over)
+        for value in values
+    ]
+    if emptying:
+        others = tuple(name for name in methods if switches(name) and name not in emptying)
+        found.append({parameter: values[0], **_skipping(others)})
+    return found
+
+
+def _skipping(methods: Sequence[str]) -> dict[str, Any]:
+    return {SKIP: list(methods)} if methods else {}
 
 
 def check_plan(plan: Plan, stages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

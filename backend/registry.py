@@ -59,6 +59,7 @@ class Method:
     `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
     `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
     `shrinks` says what layout is left by a method that makes the model itself smaller.
+    `empties` says that it leaves nothing of a linear.
     `follows` is the one kind of stage that may have worked on a linear before it.
     `unties` gives the head weights of its own; `inputs` says that it leaves the weights alone.
     `pads` says that a group may be cut short by the end of a row: its parts are codes and outliers alone.
@@ -86,6 +87,7 @@ class Method:
     shrinks: Shrinks | None = None
     pads: bool = False
     follows: str | None = None
+    empties: bool = False
     asked: Asks | None = None
 
     def asks(self, params: Mapping[str, Any]) -> Need:
@@ -140,6 +142,7 @@ def method(
     shrinks: Shrinks | None = None,
     pads: bool = False,
     follows: str | None = None,
+    empties: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
@@ -148,6 +151,7 @@ def method(
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
             "keeps": keeps, "unties": unties, "inputs": inputs, "tries": tries, "scores": scores,
             "passes": passes, "shrinks": shrinks, "pads": pads, "follows": follows,
+            "empties": empties,
         }  # fmt: skip
         return fn
 
@@ -209,7 +213,8 @@ def build_method(kind: str, module: ModuleType) -> Method:
         asked(defaults) if asked else facts["needs"], facts["paper"], params, facts["claim"],
         module.__doc__ or "", facts["stored"],
         facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
-        facts["passes"], facts["shrinks"], facts["pads"], facts["follows"], asked,
+        facts["passes"], facts["shrinks"], facts["pads"], facts["follows"], facts["empties"],
+        asked,
     )  # fmt: skip
 
 

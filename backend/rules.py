@@ -55,6 +55,7 @@ def check_layers(
         if name in recipe.plan:
             for number, stage in chain:
                 _check_divides(stage, {name: shape}, f"plan for stage {number}, {stage.method}")
+    _check_something_left(recipe, layers)
     for name in tables:
         _check_chain(table_stages(enumerate(recipe.stages, start=1), name, layers), f" ({name})")
     if positions:
@@ -69,6 +70,18 @@ def check_layers(
                 raise UserError(
                     f"{part}: length is {length}; this model reads at most {positions} tokens at once"
                 )
+
+
+def _check_something_left(recipe: "Recipe", layers: Iterable[str]) -> None:
+    methods = discover().methods
+    emptying = [stage.method for stage in recipe.stages if methods[stage.method].empties]
+    if not emptying or any(stage.params.get("over") == MIXTURE for stage in recipe.stages):
+        return
+    if all(any(methods[stage.method].empties for _, stage in recipe.stages_of(name)) for name in layers):
+        raise UserError(
+            f"{emptying[0]}: leaves out every linear of the model; allowed: `only` with the names of some, "
+            "or behind allocate.evopress with over 'mixture', which chooses them"
+        )
 
 
 def needs_of(recipe: "Recipe") -> set[Need]:
@@ -209,7 +222,7 @@ def _check_table_method(stage: "Stage", table: str, where: str) -> None:
     able = [
         name
         for name, found in methods.items()
-        if found.shape == "layer" and found.needs == "nothing" and not found.inputs
+        if found.shape == "layer" and found.needs == "nothing" and not found.inputs and not found.empties
     ]
     if stage.method not in able:
         raise UserError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from backend import plans
 from backend.artifacts import replace_module
 from backend.checkpoints import Checkpoints
+from backend.depth import HALVES, members
 from backend.evaluate import divergence, final_states, logit_slices
 from backend.fisher import sensitivities
 from backend.host import Host
@@ -121,11 +122,7 @@ class Trials:
         self._kept = Checkpoints(folder, walk.opened.device)
         labels, levels = [], {}
         parameter = aim_of(over)
-        choices = [
-            {parameter: value, **({SKIP: list(skipped)} if skipped else {})}
-            for skipped in plans.switched([stage.method for _, stage in self._later], over)
-            for value in values
-        ]
+        choices = plans.ways([stage.method for _, stage in self._later], over, values)
         for choice in choices:
             skipped = choice.get(SKIP, ())
             stages = [stage for _, stage in self._later if stage.method not in skipped]
@@ -143,16 +140,29 @@ class Trials:
         linears = tuple(name for name in walk.layout.layers if self.takers(parameter, name))
         self._labels, self._linears = labels, linears
         numbers = range(len(choices))
+        sizes = tuple(tuple(rows[name, number]["bytes"] for number in numbers) for name in linears)
         return Choices(
             linears,
             tuple(values),
             tuple(choices),
-            tuple(tuple(rows[name, number]["bytes"] for number in numbers) for name in linears),
+            sizes,
             tuple(tuple(rows[name, number]["error"] for number in numbers) for name in linears),
             len(self._windows),
             self._predicted,
             self._divergence,
             self._search_told,
+            self._halves(sizes),
+        )
+
+    def _halves(self, sizes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        """Positions of the linears of each attention and each MLP that may be left out whole."""
+        places = {name: at for at, name in enumerate(self._linears) if 0 in sizes[at]}
+        family = self._walk.family
+        halves = [
+            members(family, piece, block) for block in range(self._walk.layout.blocks) for piece in HALVES
+        ]
+        return tuple(
+            tuple(places[name] for name in half) for half in halves if all(name in places for name in half)
         )
 
     def takers(self, parameter: str, name: str) -> list[Mapping[str, Any]]:

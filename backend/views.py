@@ -137,6 +137,7 @@ class Choices:
     divergence  (plan, windows) -> KL(dense || plan) in nats a token, measured on the windows of those
                 numbers; a plan is the position of a level for each linear
     told        (done, total, words) tells how far a search is
+    halves      positions of the linears of each attention and each MLP that may be left out whole
     """
 
     linears: tuple[str, ...]
@@ -148,6 +149,7 @@ class Choices:
     predicted: Callable[[], list[list[float]]]
     divergence: Callable[[Sequence[int], Sequence[int]], float]
     told: Callable[[int, int, str], None]
+    halves: tuple[tuple[int, ...], ...] = ()
 
     def plan(self, chosen: Sequence[int]) -> dict[str, dict[str, Any]]:
         """{linear: what a plan gives it} of a chosen position for each linear."""

@@ -2,15 +2,17 @@
 
 One parent, `offspring` children a generation. A flip takes a level from one linear and gives it to another
 whose levels cost the same; where levels are ways to store and not steps of one number, it gives both linears
-other ways that use up what bytes there are. A child has min(U{1..3}, U{1..3}) flips. Children are compared
-on few windows, the best of them on more, and the last few together with the parent, who is replaced by the
-best of those.
+other ways that use up what bytes there are. Linears that go together, as those of an attention do, may be
+left out, taken back or change places with others like them. A child has min(U{1..3}, U{1..3}) flips.
+Children are compared on few windows, the best of them on more, and the last few together with the parent, who
+is replaced by the best of those.
 (Sieberling et al., EvoPress, arXiv 2410.14649, section 3.)
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,6 +24,8 @@ Loss = Callable[[Sequence[int], Sequence[int]], float]
 # How often a child that is there already is drawn anew.
 _ATTEMPTS = 20
 _MOST_FLIPS = 3
+# Of the flips where whole halves of blocks may be left out, so many are about these.
+_DEPTH_SHARE = 0.25
 # What a run's card calls the losses of a search.
 BEST = "KL of each generation's best, nats a token"
 
@@ -55,6 +59,7 @@ def evolve(
     rng: torch.Generator,
     told: Callable[[int, Sequence[int], Sequence[float]], None] = lambda generation, plan, losses: None,
     kept: Kept = NOTHING_KEPT,
+    halves: Sequence[Sequence[int]] = (),
 ) -> Evolved:
     """The last parent after so many generations; no plan on the way costs more than `start`.
 
@@ -62,6 +67,7 @@ def evolve(
     windows      how many there are; each round draws its own, the same ones for all children
     told         (generation, parent, losses so far)
     kept         where a search that was stopped goes on, as if it had not been
+    halves       positions of linears that are left out together; each has a level without a byte
     """
     parent, losses = [int(level) for level in start], []
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -73,7 +79,8 @@ def evolve(
         rng.set_state(state["rng"].cpu())
         told(len(losses) - 1, parent, losses)
     for generation in range(len(losses), generations):
-        children = _children(parent, groups, budget - _bytes(parent, level_bytes), offspring, rng)
+        spare = budget - _bytes(parent, level_bytes)
+        children = _children(parent, groups, halves, level_bytes, spare, offspring, rng)
         # Where levels are not evenly spaced, two linears may switch and cost more.
         children = [child for child in children if _bytes(child, level_bytes) <= budget]
         if not children:
@@ -109,6 +116,8 @@ def flips(rng: torch.Generator) -> int:
 def _children(
     parent: list[int],
     groups: Mapping[tuple[int, ...], list[int]],
+    halves: Sequence[Sequence[int]],
+    level_bytes: Sequence[Sequence[int]],
     spare: int,
     offspring: int,
     rng: torch.Generator,
@@ -116,7 +125,7 @@ def _children(
     """Up to `offspring` plans that differ from the parent and from each other."""
     found: dict[tuple[int, ...], None] = {}
     for _ in range(_ATTEMPTS * offspring):
-        child = _child(parent, groups, spare, rng)
+        child = _child(parent, groups, halves, level_bytes, spare, rng)
         if child != parent:
             found[tuple(child)] = None
         if len(found) == offspring:
@@ -125,13 +134,21 @@ def _children(
 
 
 def _child(
-    parent: list[int], groups: Mapping[tuple[int, ...], list[int]], spare: int, rng: torch.Generator
+    parent: list[int],
+    groups: Mapping[tuple[int, ...], list[int]],
+    halves: Sequence[Sequence[int]],
+    level_bytes: Sequence[Sequence[int]],
+    spare: int,
+    rng: torch.Generator,
 ) -> list[int]:
     """The parent after some flips; `spare` bytes may be added."""
     child = list(parent)
     sizes = list(groups)
     shares = torch.tensor([len(groups[size]) for size in sizes], dtype=torch.float64)
     for _ in range(flips(rng)):
+        if halves and float(torch.rand((), generator=rng)) < _DEPTH_SHARE:
+            spare = _deepen(child, halves, level_bytes, spare, rng)
+            continue
         size = sizes[int(torch.multinomial(shares, 1, generator=rng))]
         group, levels = groups[size], len(size)
         if list(size) != sorted(size):
@@ -170,6 +187,62 @@ def _switch(
         return spare
     child[first], child[second] = pairs[int(torch.randint(len(pairs), (), generator=rng))]
     return limit - sizes[child[first]] - sizes[child[second]]
+
+
+def _deepen(
+    child: list[int],
+    halves: Sequence[Sequence[int]],
+    level_bytes: Sequence[Sequence[int]],
+    spare: int,
+    rng: torch.Generator,
+) -> int:
+    """Leave out a half, take one back, or let one of either kind change places; what is then to spare.
+
+    What leaving out frees goes to linears drawn one by one; what taking back costs comes from such.
+    """
+
+    def price(linear: int) -> int:
+        return level_bytes[linear][child[linear]]
+
+    def drawn(some: Sequence[Any]) -> Any:
+        return some[int(torch.randint(len(some), (), generator=rng))]
+
+    stay = [half for half in halves if any(price(linear) for linear in half)]
+    out = [half for half in halves if half not in stay]
+    moves = [*(["out"] if len(stay) > 1 else []), *(["back", "places"] if out and stay else [])]
+    if not moves:
+        return spare
+    move = drawn(moves)
+    if move == "places":
+        first = drawn(out)
+        alike = [half for half in stay if _shapes(half, level_bytes) == _shapes(first, level_bytes)]
+        for one, other in zip(first, drawn(alike), strict=True) if alike else ():
+            child[one], child[other] = child[other], child[one]
+        return spare
+    half = drawn(stay if move == "out" else out)
+    for linear in half:
+        spare += price(linear)
+        sizes = level_bytes[linear]
+        child[linear] = sizes.index(0 if move == "out" else min(size for size in sizes if size))
+        spare -= price(linear)
+    others = [linear for linear in range(len(child)) if linear not in half and price(linear)]
+    while others:
+        linear = drawn(others)
+        sizes, now = level_bytes[linear], price(linear)
+        if spare < 0:
+            steps = sorted((size for size in sizes if 0 < size < now), reverse=True)
+        else:
+            steps = sorted(size for size in sizes if now < size <= now + spare)
+        if not steps:
+            others.remove(linear)
+            continue
+        spare += now - steps[0]
+        child[linear] = sizes.index(steps[0])
+    return spare
+
+
+def _shapes(half: Sequence[int], level_bytes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    return [tuple(level_bytes[linear]) for linear in half]
 
 
 def _bytes(plan: Sequence[int], level_bytes: Sequence[Sequence[int]]) -> int:

@@ -2,7 +2,8 @@
 
     child = parent with min(U{1..3}, U{1..3}) flips; a flip takes a bit from one linear and gives it to
     another of the same size, so that the bytes stay exactly those of the start; in a mixture it gives two of
-    the same size other levels that use up their bytes
+    the same size other levels that use up their bytes, or, in front of prune.linears, leaves out an attention
+    or an MLP, or takes one back, and others get or pay the bytes
     fitness = KL(dense || candidate), mean over the tokens of a few windows; the least becomes the parent
 
 Children are compared on one window, the best quarter and the parent on `windows` of them, drawn anew each
@@ -99,7 +100,7 @@ def evopress(
         first, found.bytes, found.divergence, windows=found.windows, generations=generations,
         offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,
         told=lambda done, plan, losses: found.told(done + 1, generations, words(losses, generations)),
-        kept=work.kept,
+        kept=work.kept, halves=found.halves,
     )  # fmt: skip
     work.report[BEST] = evolved.losses
     work.put(found.plan(evolved.plan))
