@@ -28,8 +28,8 @@ Keeps = Callable[[int, int, Mapping[str, Any]], int]
 Tries = Callable[[Mapping[str, Any]], Sequence[Any]]
 Scores = Callable[[Mapping[str, Any]], int]
 Asks = Callable[[Mapping[str, Any]], Need]
-# Names of two methods whose parameters do not tell them apart.
-_SHARED = ("blocks",)
+# Names that two methods have whose parameters do not tell them apart, or that say nothing alone.
+_SHARED = ("blocks", "linears")
 # (layout of a model, parameters) -> the layout that is left
 Shrinks = Callable[[Any, Mapping[str, Any]], Any]
 
@@ -100,7 +100,7 @@ class Method:
 
     @property
     def spoken(self) -> str:
-        """As chains call it: by its whole id where another method of that name takes no telling parameter."""
+        """As chains call it: by its whole id where the name alone would not tell which it is."""
         return self.id if self.name in _SHARED else self.name
 
     @property
