@@ -187,7 +187,8 @@ class Walk:
         label, nothing = str(number), Statistics()
         for block in range(self.layout.blocks):
             now, rows = self.parts(block), []
-            for name in (name for group in self.family.group_names(block) for name in group if name in made):
+            names = [name for group in self.family.group_names(block) for name in group if name in made]
+            for name in (name for name in names if not gone(now.get(name, ()))):
                 now[name] = (*inputs_of(now.get(name, ())), *made[name])
                 rows.append(self.row(name, number, method, now[name], nothing, 0.0))
                 if any(change.moves for change in inputs_of(now[name])):

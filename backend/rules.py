@@ -134,18 +134,18 @@ def _check_plans(stages: "tuple[Stage, ...]") -> None:
     methods = discover().methods
     for number, stage in enumerate(stages, start=1):
         planned = methods[stage.method].planned(stage.params)
-        later = [
-            other
-            for other in stages[number:]
-            if planned in methods[other.method].params.model_fields and not methods[other.method].plans
-        ]
+        # A plan is for stages that go linear by linear.
+        able = {
+            name: found
+            for name, found in methods.items()
+            if planned in found.params.model_fields and found.shape == "layer"
+        }
+        later = [other for other in stages[number:] if other.method in able]
         where = f"stage {number}, {stage.method}"
         if planned and not later:
-            takers = [name for name, found in methods.items() if planned in found.params.model_fields]
-            takers = [name for name in takers if not methods[name].plans]
             raise UserError(
-                f"{where}: no later stage takes the {planned} that it plans; "
-                f"allowed: {', '.join(takers)} after it"
+                f"{where}: no later stage takes the {planned} that it plans linear by linear; "
+                f"allowed: {', '.join(able)} after it"
             )
         if stage.params.get("over") == MIXTURE and not any(
             plans.switches(other.method) for other in stages[number:]

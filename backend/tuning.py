@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backend.artifacts import replace_module
 from backend.feed import Feed
-from backend.parts import Input, inputs_of
+from backend.parts import Input, gone, inputs_of
 from backend.progress import Update
 from backend.recipe import Stage
 from backend.views import Block, Layer, Statistics
@@ -110,6 +110,8 @@ def _keep(walk: "Walk", number: int, method: str, before: str | None, opened: Bl
     # A row tells the error of the weight as the changed model has it.
     walk.put(opened.changed)
     for name, made in opened.parts.items():
+        if gone(now.get(name, ())):
+            continue
         now[name] = (*inputs_of(now.get(name, ())), *made)
         rows.append(walk.row(name, number, method, now[name], Statistics(), 0.0))
     walk.checkpoints.save(str(number), opened.number, now, rows, opened.changed)

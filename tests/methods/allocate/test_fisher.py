@@ -69,6 +69,7 @@ def test_stages_between_are_part_of_the_levels(host, tmp_path):
     [
         ([FISHER], "no later stage takes the bits"),
         ([FISHER, FISHER], "no later stage takes the bits"),
+        ([FISHER, {"method": "quantize.awq"}], "no later stage takes the bits"),
         ([FISHER, {"method": "prune.wanda"}], "allowed: .*quantize.gptq"),
         ([{"method": "allocate.fisher", "params": {"bits": 9.0}}, RTN], "bits is 9.0; allowed: a number"),
     ],

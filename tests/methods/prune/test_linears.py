@@ -103,6 +103,32 @@ def test_every_method_of_allocation_bears_a_way_that_stores_nothing(host, tmp_pa
         assert size(read_parts(artifact)) <= size(read_parts(plain))
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"method": "quantize.awq", "params": {"bits": 4, "group_size": 16}},
+        {"method": "prune.maskllm", "params": {"samples": 4, "epochs": 1}},
+        {"method": "recover.blocks"},
+    ],
+    ids=lambda stage: stage["method"],
+)
+@pytest.mark.parametrize(
+    "first",
+    [
+        {**OUT, "only": "*layers.1.self_attn.*"},
+        {"method": "prune.blocks", "params": {"blocks": 1, "piece": "attention"}},
+    ],
+    ids=lambda stage: stage["method"],
+)
+def test_what_has_gone_does_not_come_back_with_a_later_stage(host, tmp_path, first, later):
+    model = make_model(tmp_path / "model", num_hidden_layers=3)
+    stages = [first, RTN, later] if later["method"] == "recover.blocks" else [first, later]
+    artifact, _ = made(model, host, tmp_path, *stages)
+    parts = read_parts(artifact)
+    assert len([name for name in parts if gone(parts[name])]) == 4
+    assert size(parts) == estimate(asked(model, tmp_path, *stages), host).linears_bytes
+
+
 def cost(plan, windows=()):
     """The first half does nothing; all others want bytes."""
     worth = (0.0, 0.0, 5.0, 1.0, 2.0, 0.5)
