@@ -12,6 +12,8 @@ from store.database import Database
 LOOK_SECONDS = 0.4
 _ALWAYS_MEASURED = ("size", "sanity")
 _PROGRESS_SECONDS, _TEXT_SECONDS = 1.0, 0.2
+# The time left is told from the speed of the last so many seconds, once there are so many.
+_SPEED_SECONDS, _FIRST_SECONDS = 120.0, 5.0
 # What share of a run a step is, roughly; only the progress bar knows it.
 _WEIGHTS = {"compress": 2.0, "perplexity": 1.0, "divergence": 1.0}
 _EVALUATION = "evaluate"
@@ -35,10 +37,10 @@ class RunWatch:
         weights = [_WEIGHTS.get(step, 0.3) for step in steps_of(run["recipe"])]
         self._base, self._share = sum(weights[:number]) / sum(weights), weights[number] / sum(weights)
         self._fraction = max(run["fraction"] or 0.0, self._base)
-        self._eta: float | None = None
+        self._ends: float | None = None
         self._began = self._written = self._looked = time.monotonic()
         self._columns: dict[str, Any] = {}
-        self._counted: tuple[float, float] | None = None
+        self._passed: deque[tuple[float, float]] = deque()
         self._tokens_from: tuple[int, float] = (0, 0.0)
         self._tokens_per_second: float | None = None
 
@@ -62,7 +64,8 @@ class RunWatch:
         if now - self._written >= _PROGRESS_SECONDS:
             self._written = self._looked = now
             flush_log(self._database, self._ours[0], self._lines)
-            measured = {"fraction": self._fraction, "eta_seconds": self._eta}
+            left = None if self._ends is None else max(self._ends - now, 0.0)
+            measured = {"fraction": self._fraction, "eta_seconds": left}
             measured["memory_bytes"] = self._compute.memory_bytes()
             measured["tokens_per_second"] = self._tokens_per_second
             return runs.report_progress(self._database, *self._ours, **{**self._columns, **measured})
@@ -72,15 +75,19 @@ class RunWatch:
         return False
 
     def _estimate(self, inner: float) -> None:
-        """The share of this step that is done tells how long it takes, and with that the steps after it."""
+        """How far this step is tells how long it takes, and with that the steps after it."""
         now = time.monotonic()
-        # A resumed step begins in the middle: only what is seen here has a speed.
-        first_inner, first_time = self._counted = self._counted or (inner, now)
         self._fraction = max(self._fraction, self._base + self._share * inner)
-        if inner - first_inner > 0.05:
-            whole = (now - first_time) / (inner - first_inner)
+        # What was kept passes in a moment, and a step may begin in its middle: only the last while has a speed.
+        if not self._passed or inner > self._passed[-1][1]:
+            self._passed.append((now, inner))
+        while len(self._passed) > 2 and now - self._passed[1][0] > _SPEED_SECONDS:
+            self._passed.popleft()
+        since, was = self._passed[0]
+        if inner > was and now - since > _FIRST_SECONDS:
+            whole = (now - since) / (inner - was)
             left = whole * (1 - inner) + whole / self._share * (1 - self._base - self._share)
-            self._eta = left if self._eta is None else min(self._eta, left)
+            self._ends = now + left
 
 
 class AnswerWatch:

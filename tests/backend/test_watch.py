@@ -1,0 +1,73 @@
+from collections import deque
+from dataclasses import asdict
+
+import pytest
+
+from backend import watch
+from backend.progress import Update
+from backend.watch import RunWatch
+
+RUN = {
+    "id": "r", "ticket": 1, "fraction": None,
+    "recipe": {"evaluation": {"metrics": ["perplexity"]}},
+}  # fmt: skip
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the store is told of a run, second by second."""
+    clock, rows = Clock(), []
+    monkeypatch.setattr(watch, "time", clock)
+    monkeypatch.setattr(watch, "flush_log", lambda *given: None)
+    monkeypatch.setattr(watch.runs, "report_progress", lambda *ours, **columns: rows.append(columns) or False)
+    monkeypatch.setattr(watch.runs, "should_stop", lambda *ours: False)
+
+    class Child:
+        def memory_bytes(self):
+            return 1
+
+    seen = RunWatch(None, Child(), deque(), RUN, "w", 0)
+
+    def update(seconds, share, stage="compress"):
+        clock.now += seconds
+        seen.told(asdict(Update(stage, 1, 2, share=share)))
+        seen.should_stop()
+        return rows[-1]
+
+    return update
+
+
+def test_only_the_columns_of_a_row_are_written(told):
+    assert set(told(2, 0.1)) == {
+        "stage", "done", "total", "detail", "fraction", "eta_seconds", "memory_bytes", "tokens_per_second",
+    }  # fmt: skip
+
+
+def test_what_passed_in_a_moment_is_soon_forgotten_in_the_time_left(told):
+    # Half of the step was kept from before; the rest takes 1000 s.
+    for share in (0.0, 0.25, 0.5):
+        row = told(3, share, "levels")
+    hasty = row["eta_seconds"]
+    for number in range(1, 31):
+        row = told(10, 0.5 + number / 200, "search")
+    # The whole step takes 2000 s at that speed, 700 s of which are left, and the steps after it as much for their share.
+    step, whole = 2.0, 2.0 + 1.0 + 0.3 + 0.3
+    left = 2000 * (0.35 + (whole - step) / step)
+    assert row["eta_seconds"] == pytest.approx(left, rel=0.02)
+    assert hasty < 0.05 * left
+    assert row["fraction"] == pytest.approx(0.65 * step / whole)
+
+
+def test_the_time_left_goes_down_while_nothing_is_heard(told):
+    told(1, 0.0)
+    first = told(10, 0.1)["eta_seconds"]
+    assert told(4, None)["eta_seconds"] == pytest.approx(first - 4)
+    assert told(10_000, None)["eta_seconds"] == 0
