@@ -78,7 +78,7 @@ class RunWatch:
         """How far this step is tells how long it takes, and with that the steps after it."""
         now = time.monotonic()
         self._fraction = max(self._fraction, self._base + self._share * inner)
-        # What was kept passes in a moment, and a step may begin in its middle: only the last while has a speed.
+        # What was kept passes in a moment, and a step may begin in its middle: the last while has a speed.
         if not self._passed or inner > self._passed[-1][1]:
             self._passed.append((now, inner))
         while len(self._passed) > 2 and now - self._passed[1][0] > _SPEED_SECONDS:

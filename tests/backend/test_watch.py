@@ -58,7 +58,7 @@ def test_what_passed_in_a_moment_is_soon_forgotten_in_the_time_left(told):
     hasty = row["eta_seconds"]
     for number in range(1, 31):
         row = told(10, 0.5 + number / 200, "search")
-    # The whole step takes 2000 s at that speed, 700 s of which are left, and the steps after it as much for their share.
+    # The whole step takes 2000 s at that speed, and 700 s of it are left; later steps take as much a share.
     step, whole = 2.0, 2.0 + 1.0 + 0.3 + 0.3
     left = 2000 * (0.35 + (whole - step) / step)
     assert row["eta_seconds"] == pytest.approx(left, rel=0.02)
