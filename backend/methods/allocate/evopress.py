@@ -59,15 +59,14 @@ def _scores(params: Mapping[str, Any]) -> int:
     tries=around,
     scores=_scores,
     claim=Claim(
-        "At 4 bits on average and after as many generations, a search from the plan of least predicted KL "
-        "ends better than one from the same bits everywhere",
+        "At 60% sparsity, the plan that a search finds loses less than OWL's",
         better=(
-            {"method": "allocate.evopress", "params": {"bits": 4.0, "start": "fisher"}},
-            {"method": "quantize.gptq", "params": {"bits": 4}},
+            {"method": "allocate.evopress", "params": {"over": "sparsity", "sparsity": 0.6, "reach": 2}},
+            {"method": "prune.sparsegpt", "params": {"sparsity": 0.6}},
         ),
         worse=(
-            {"method": "allocate.evopress", "params": {"bits": 4.0, "start": "uniform"}},
-            {"method": "quantize.gptq", "params": {"bits": 4}},
+            {"method": "allocate.owl", "params": {"sparsity": 0.6}},
+            {"method": "prune.sparsegpt", "params": {"sparsity": 0.6}},
         ),
         metric="divergence.kl",
     ),
