@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend.artifacts import OpenModel
 from backend.families import blocks_of
-from backend.progress import Progress, Update
+from backend.progress import WALK, Progress, Update
 from backend.statistics import Gatherer
 
 # Tokens pushed through a block at once.
@@ -21,10 +21,16 @@ class Feed:
     """States [samples, length, d] in front of the block at hand, for token ids [samples, length]."""
 
     def __init__(
-        self, opened: OpenModel, tokens: Tensor, progress: Progress, batch: int | None = None
+        self,
+        opened: OpenModel,
+        tokens: Tensor,
+        progress: Progress,
+        told: str = WALK,
+        batch: int | None = None,
     ) -> None:
-        """`batch` is how many samples run at once, by default as many as make some thousand tokens."""
-        self._opened, self._tokens, self._progress = opened, tokens, progress
+        """`told` is what updates call the work; `batch` is how many samples run at once, by default as many
+        as make some thousand tokens."""
+        self._opened, self._tokens, self._progress, self._told = opened, tokens, progress, told
         self._blocks = blocks_of(opened.model, opened.family)
         self._batch = batch or max(1, _BATCH_TOKENS // tokens.shape[1])
         self._arguments: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
@@ -67,7 +73,7 @@ class Feed:
     def _batches(self, what: str, block: int) -> Iterator[tuple[int, Tensor]]:
         count = len(self._blocks)
         for start in range(0, len(self._states), self._batch):
-            self._progress(Update("compress", block, count, f"block {block + 1} of {count}, {what}"))
+            self._progress(Update(self._told, block, count, f"block {block + 1} of {count}, {what}"))
             yield start, self._states[start : start + self._batch]
 
     def _run(self, block: int, batch: Tensor) -> Tensor:

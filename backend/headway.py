@@ -6,13 +6,12 @@ from dataclasses import replace
 from backend.effort import FIRST_RATES, work_units
 from backend.models import ModelFacts
 from backend.parameters import PREDICTED_WINDOWS
-from backend.progress import Progress, Update
+from backend.progress import SURVEY, WALK, Progress, Update
 from backend.recipe import Recipe, Stage
 from backend.registry import discover
 
 # What a search says it does before its own work: the levels, then the prediction from gradients.
 LEVELS, PREDICTION = "levels", ("gradients", "sensitivity")
-WALK = "compress"
 # A part that is measured in moments counts as so many seconds.
 _LEAST_SECONDS = 1.0
 # Of a prediction the passes back take less than the products with every level.
@@ -55,7 +54,7 @@ def seconds_of(recipe: Recipe, layout: ModelFacts) -> list[dict[str, float]]:
         if method.shape == "layer":
             found.append({WALK: walked + made})
         elif method.tries is None:
-            found.append({method.id: made})
+            found.append({SURVEY: walked, method.id: made})
         else:
             windows = method.scores(first.params) if method.scores else 0
             predicted = scored * min(1.0, PREDICTED_WINDOWS / windows) if windows else 0.0

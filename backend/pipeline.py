@@ -34,7 +34,7 @@ from backend.linear import CompressedLinear
 from backend.models import ModelFacts, facts
 from backend.padding import applied
 from backend.parts import Input, Part, gone, inputs_of
-from backend.progress import Progress, Update
+from backend.progress import SURVEY, WALK, Progress, Update
 from backend.recipe import Recipe, Stage, planned_stages
 from backend.registry import Method, Need, discover
 from backend.report import Report, row
@@ -223,7 +223,7 @@ class Walk:
             (self.family.place(name)[0] for name, need in needs.items() if need != "nothing"), default=0
         )
         for block in range(count):
-            self.progress(Update("compress", block, count, f"block {block + 1} of {count}"))
+            self.progress(Update(WALK, block, count, f"block {block + 1} of {count}"))
             finished = self.checkpoints.load(label, block)
             if finished is None:
                 before = self.parts_of(previous, block)
@@ -236,7 +236,7 @@ class Walk:
                     statistics = self._statistics(block, split, needs, feeds, inside, dense_order)
                     for group in split:
                         for name in group:
-                            self.progress(Update("compress", block, count, name))
+                            self.progress(Update(WALK, block, count, name))
                             covering = planned_stages(stages, self.plan, name)
                             finished[name], made = self.apply(
                                 name, covering, finished.get(name, ()), statistics[group[0]]
@@ -247,7 +247,7 @@ class Walk:
             if feeds and block < last:
                 with self.report.timed("outputs"), self.swapped({} if dense_order else finished):
                     feeds.advance(block)
-        self.progress(Update("compress", count, count))
+        self.progress(Update(WALK, count, count))
         self.report.add([row for block in range(count) for row in self.checkpoints.rows(label, block)])
 
     def _survey(self, told: str, need: Need) -> Iterator[Layer]:
@@ -256,7 +256,7 @@ class Walk:
 
     def survey(self, told: str, need: Need) -> Iterator[tuple[int, list[Layer]]]:
         """Block by block every linear as it is now with the statistics of its inputs; nothing is changed."""
-        for block, found in self.gathered(told, need):
+        for block, found in self.gathered(SURVEY, need):
             yield block, self._layers(block, told, found)
 
     def gathered(self, told: str, need: Need) -> Iterator[tuple[int, dict[str, Statistics]]]:
@@ -268,7 +268,7 @@ class Walk:
         count = self.layout.blocks
         untouched = self.latest is None
         cached = untouched and self._cached_all(count, needs)
-        feed = None if need == "nothing" or cached else Feed(self.opened, self.tokens, self.progress)
+        feed = None if need == "nothing" or cached else Feed(self.opened, self.tokens, self.progress, told)
         for block in range(count):
             self.progress(Update(told, block, count, f"block {block + 1} of {count}"))
             yield block, self._gathered(block, needs, feed)
@@ -290,7 +290,7 @@ class Walk:
         block, _ = self.family.place(name)
         feed = None
         if not is_whole(self._cache_file(block, needs)):
-            feed = Feed(self.opened, self.tokens, self.progress)
+            feed = Feed(self.opened, self.tokens, self.progress, SURVEY)
             for before in range(block):
                 feed.advance(before)
         found = self._gathered(block, needs, feed)

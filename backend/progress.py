@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# What work calls itself that goes block by block: one walk that compresses, and a look at what linears are
+# given.
+WALK, SURVEY = "compress", "statistics"
+
 
 @dataclass(frozen=True)
 class Update:

@@ -28,7 +28,7 @@ def blocks(walk: "Walk", number: int, stage: Stage, samples: int, batch: int) ->
     label, before, count = str(number), walk.latest, walk.layout.blocks
     kept = walk.checkpoints
     if not all(kept.has(label, block) for block in range(count)):
-        dense = Feed(walk.opened, walk.tokens[:samples], walk.progress, batch)
+        dense = Feed(walk.opened, walk.tokens[:samples], walk.progress, batch=batch)
         mine = dense.forked()
         for block in range(count):
             inputs = mine.states

@@ -86,6 +86,17 @@ def test_a_search_moves_with_its_generations(recipe_of, host, tmp_path):
     assert made[0] < made[-1] < searched[0] < searched[-1] < 1
 
 
+def test_what_looks_at_all_linears_first_moves_on_with_its_own_work(recipe_of, host, tmp_path):
+    learned = {"method": "prune.maskllm", "params": {"samples": 4, "epochs": 2}}
+    seen = told(recipe_of(HALF, learned), host, tmp_path)
+    looked = [update.share for update in seen if update.stage == "statistics"]
+    worked = [update.share for update in seen if update.stage == "prune.maskllm" and update.done]
+    assert looked[0] < looked[-1] <= worked[0]
+    # Four blocks of two times three samples that are learned from.
+    assert len(set(worked)) >= 4 * 2 * 3
+    assert {update.stage for update in seen} <= {"compress", "statistics", "prune.maskllm", "embed", "save"}
+
+
 def test_work_that_a_part_does_not_count_moves_nothing():
     seen = []
     headway = Headway(seen.append, [{"compress": 3.0}, {"levels": 1.0, "search": 4.0}])
