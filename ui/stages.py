@@ -33,6 +33,14 @@ PRESETS: dict[str, list[Template]] = {
         {"method": "quantize.gptq", "params": {"bits": 4}},
         {"method": "compensate.eora", "params": {"rank": 32}},
     ],
+    say("compress.preset_bits_by_need"): [
+        {"method": "allocate.fisher", "params": {"bits": 3, "reach": 2}},
+        {"method": "quantize.gptq", "params": {"bits": 3}},
+    ],
+    say("compress.preset_searched"): [
+        {"method": "allocate.evopress", "params": {"over": "sparsity", "sparsity": 0.6, "reach": 2}},
+        {"method": "prune.sparsegpt", "params": {"sparsity": 0.6}},
+    ],
     say("compress.preset_two_bits"): [
         {"method": "quantize.awq", "params": {"bits": 2, "group_size": 32}},
         {"method": "recover.blocks", "params": {"codes": True, "samples": 64}},
