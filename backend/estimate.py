@@ -127,7 +127,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
         if mixed and plans.switches(stage.method):
             continue
         if discover().methods[stage.method].empties:
-            return beside
+            return 0
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if keeps := discover().methods[stage.method].keeps:
             pruned = True
@@ -246,12 +246,12 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
             continue
         if mixed and plans.switches(stage.method):
             continue
-        if discover().methods[stage.method].empties:
-            terms.append("nothing of the linears that are left out")
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         terms += [word(params) for name, word in words if name in params]
     if len(terms) > 1 and "kept" in terms[0] and any("per weight" in term for term in terms[1:]):
         terms[0] = f"{terms[0].split(' + ')[0]}, codes of kept weights only"
+    if any(discover().methods[stage.method].empties for stage in recipe.stages):
+        terms.append("nothing of what is left out")
     if any(discover().methods[stage.method].plans for stage in recipe.stages):
         terms.append("a plan spreads this over the linears, so the bytes are those of its mean")
     if recipe.plan:

@@ -56,7 +56,8 @@ def seconds_of(recipe: Recipe, layout: ModelFacts) -> list[dict[str, float]]:
         elif method.tries is None:
             found.append({SURVEY: walked, method.id: made})
         else:
-            windows = method.scores(first.params) if method.scores else 0
+            predicts = first.params.get("start", "fisher") == "fisher"
+            windows = method.scores(first.params) if method.scores and predicts else 0
             predicted = scored * min(1.0, PREDICTED_WINDOWS / windows) if windows else 0.0
             backward, products = PREDICTION
             shares = {backward: _BACKWARD * predicted, products: (1 - _BACKWARD) * predicted}

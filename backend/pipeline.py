@@ -345,7 +345,9 @@ class Walk:
             params = method.params.model_validate(stage.params).model_dump()
             layer = self.layer(name, parts, statistics, f"{name}|{number}")
             with self.report.timed(f"stage {number}, {stage.method}"):
-                parts = (*inputs_of(parts), *applied(method, layer, params))
+                # What is left out needs nothing done to its inputs.
+                before = () if method.empties else inputs_of(parts)
+                parts = (*before, *applied(method, layer, params))
             told = self.row(name, number, stage.method, parts, statistics, time.perf_counter() - start)
             rows.append(told | ({"curves": layer.curves} if layer.curves else {}))
             if method.empties:

@@ -73,14 +73,17 @@ def check_layers(
 
 
 def _check_something_left(recipe: "Recipe", layers: Iterable[str]) -> None:
-    methods = discover().methods
-    emptying = [stage.method for stage in recipe.stages if methods[stage.method].empties]
-    if not emptying or any(stage.params.get("over") == MIXTURE for stage in recipe.stages):
-        return
-    if all(any(methods[stage.method].empties for _, stage in recipe.stages_of(name)) for name in layers):
+    methods, emptying = discover().methods, {}
+    for number, stage in enumerate(recipe.stages, start=1):
+        if stage.params.get("over") == MIXTURE:
+            # The search chooses what goes behind it.
+            break
+        if methods[stage.method].empties:
+            emptying[number] = stage.method
+    if emptying and all(any(number in emptying for number, _ in recipe.stages_of(name)) for name in layers):
         raise UserError(
-            f"{emptying[0]}: leaves out every linear of the model; allowed: `only` with the names of some, "
-            "or behind allocate.evopress with over 'mixture', which chooses them"
+            f"{next(iter(emptying.values()))}: leaves out every linear of the model; allowed: `only` with "
+            "the names of some, or behind allocate.evopress with over 'mixture', which chooses them"
         )
 
 

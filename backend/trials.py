@@ -27,7 +27,7 @@ from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.models import ModelFacts
 from backend.parameters import aim_of
-from backend.parts import before_inputs
+from backend.parts import before_inputs, gone
 from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
 from backend.registry import discover
@@ -138,6 +138,11 @@ class Trials:
             for row in self._kept.rows(label, block)
         }
         linears = tuple(name for name in walk.layout.layers if self.takers(parameter, name))
+        emptying = {name for name, found in discover().methods.items() if found.empties}
+        later = emptying & {stage.method for _, stage in self._later}
+        self._empties = [bool(later - set(choice.get(SKIP, ()))) for choice in choices]
+        # What gets no level is measured as the first way leaves it.
+        rest = {SKIP: choices[0][SKIP]} if SKIP in choices[0] else {}
         self._labels, self._linears = labels, linears
         numbers = range(len(choices))
         sizes = tuple(tuple(rows[name, number]["bytes"] for number in numbers) for name in linears)
@@ -152,11 +157,12 @@ class Trials:
             self._divergence,
             self._search_told,
             self._halves(sizes),
+            {name: rest for name in walk.layout.layers if rest and name not in linears},
         )
 
     def _halves(self, sizes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
         """Positions of the linears of each attention and each MLP that may be left out whole."""
-        places = {name: at for at, name in enumerate(self._linears) if 0 in sizes[at]}
+        places = {name: at for at, name in enumerate(self._linears) if 0 in sizes[at] and any(sizes[at])}
         family = self._walk.family
         halves = [
             members(family, piece, block) for block in range(self._walk.layout.blocks) for piece in HALVES
@@ -166,11 +172,19 @@ class Trials:
         )
 
     def takers(self, parameter: str, name: str) -> list[Mapping[str, Any]]:
-        """The parameters of each later stage that takes this one for a linear."""
+        """The parameters of each later stage that takes this one for a linear; none where nothing is left."""
+        if name in self._gone:
+            return []
         methods = discover().methods
         chain = planned_stages(self._later, self._walk.plan, name)
         fields = [(methods[stage.method].params.model_fields, stage.params) for _, stage in chain]
         return [params for known, params in fields if parameter in known]
+
+    @cached_property
+    def _gone(self) -> set[str]:
+        """Linears of which earlier stages left nothing."""
+        parts = (self._walk.parts(block) for block in range(self._walk.layout.blocks))
+        return {name for found in parts for name, pieces in found.items() if gone(pieces)}
 
     def restore(self) -> None:
         """Give the model its own linears back."""
@@ -227,7 +241,14 @@ class Trials:
             walk.opened, windows, changes, walk.recipe.calibration.seed, walk.progress,
             walk.host.cache / "levels",
         )  # fmt: skip
-        return [losses[name] for name in self._linears]
+        return [self._at_least(losses[name]) for name in self._linears]
+
+    def _at_least(self, predicted: list[float]) -> list[float]:
+        """Nothing of a linear is no better than the worst that may be left of it: in front of a norm the loss
+        does not feel how large an output is, and the prediction would take it away for nothing."""
+        worst = max(loss for loss, out in zip(predicted, self._empties, strict=True) if not out)
+        both = zip(predicted, self._empties, strict=True)
+        return [max(loss, worst) if out else loss for loss, out in both]
 
     @torch.inference_mode()
     def _divergence(self, plan: Sequence[int], windows: Sequence[int]) -> float:

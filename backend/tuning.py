@@ -66,6 +66,9 @@ def _opened(walk: "Walk", number: int, stage: Stage, block: int, dense: Feed, in
     with torch.inference_mode(False), torch.no_grad():
         module = copy.deepcopy(walk.model.get_submodule(prefix)).float()
         for name in (name for group in family.group_names(block) for name in group):
+            if gone(parts.get(name, ())):
+                module.get_submodule(name.removeprefix(f"{prefix}.")).weight.zero_()
+                continue
             layers[name] = walk.layer(name, parts.get(name, ()), Statistics(), f"{name}|{number}")
             changes[name] = inputs_of(parts.get(name, ()))
             bias = module.get_submodule(name.removeprefix(f"{prefix}.")).bias

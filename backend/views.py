@@ -138,6 +138,7 @@ class Choices:
                 numbers; a plan is the position of a level for each linear
     told        (done, total, words) tells how far a search is
     halves      positions of the linears of each attention and each MLP that may be left out whole
+    rest        what a plan gives linears that have no levels
     """
 
     linears: tuple[str, ...]
@@ -150,10 +151,12 @@ class Choices:
     divergence: Callable[[Sequence[int], Sequence[int]], float]
     told: Callable[[int, int, str], None]
     halves: tuple[tuple[int, ...], ...] = ()
+    rest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def plan(self, chosen: Sequence[int]) -> dict[str, dict[str, Any]]:
         """{linear: what a plan gives it} of a chosen position for each linear."""
-        return {name: dict(self.levels[at]) for name, at in zip(self.linears, chosen, strict=True)}
+        found = {name: dict(self.levels[at]) for name, at in zip(self.linears, chosen, strict=True)}
+        return found | {name: dict(given) for name, given in self.rest.items()}
 
 
 @dataclass

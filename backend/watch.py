@@ -78,13 +78,14 @@ class RunWatch:
         """How far this step is tells how long it takes, and with that the steps after it."""
         now = time.monotonic()
         self._fraction = max(self._fraction, self._base + self._share * inner)
+        if self._passed and inner <= self._passed[-1][1]:
+            return
         # What was kept passes in a moment, and a step may begin in its middle: the last while has a speed.
-        if not self._passed or inner > self._passed[-1][1]:
-            self._passed.append((now, inner))
+        self._passed.append((now, inner))
         while len(self._passed) > 2 and now - self._passed[1][0] > _SPEED_SECONDS:
             self._passed.popleft()
         since, was = self._passed[0]
-        if inner > was and now - since > _FIRST_SECONDS:
+        if now - since > _FIRST_SECONDS:
             whole = (now - since) / (inner - was)
             left = whole * (1 - inner) + whole / self._share * (1 - self._base - self._share)
             self._ends = now + left

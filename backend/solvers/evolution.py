@@ -60,8 +60,10 @@ def evolve(
     told: Callable[[int, Sequence[int], Sequence[float]], None] = lambda generation, plan, losses: None,
     kept: Kept = NOTHING_KEPT,
     halves: Sequence[Sequence[int]] = (),
+    budget: float = 0,
 ) -> Evolved:
-    """The last parent after so many generations; no plan on the way costs more than `start`.
+    """The last parent after so many generations; no plan on the way costs more than `start`, or than `budget`
+    bytes where that is more.
 
     level_bytes  [linears][levels]; linears of equal ones may switch a level
     windows      how many there are; each round draws its own, the same ones for all children
@@ -72,17 +74,18 @@ def evolve(
     parent, losses = [int(level) for level in start], []
     groups: dict[tuple[int, ...], list[int]] = {}
     for linear, sizes in enumerate(level_bytes):
-        groups.setdefault(tuple(sizes), []).append(linear)
-    budget = _bytes(parent, level_bytes)
+        if any(sizes):
+            groups.setdefault(tuple(sizes), []).append(linear)
+    most = max(_bytes(parent, level_bytes), int(budget))
     if (state := kept.load()) is not None:
         parent, losses = state["parent"].tolist(), state["losses"].tolist()
         rng.set_state(state["rng"].cpu())
         told(len(losses) - 1, parent, losses)
     for generation in range(len(losses), generations):
-        spare = budget - _bytes(parent, level_bytes)
+        spare = most - _bytes(parent, level_bytes)
         children = _children(parent, groups, halves, level_bytes, spare, offspring, rng)
         # Where levels are not evenly spaced, two linears may switch and cost more.
-        children = [child for child in children if _bytes(child, level_bytes) <= budget]
+        children = [child for child in children if _bytes(child, level_bytes) <= most]
         if not children:
             break
         best = float("nan")

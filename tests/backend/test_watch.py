@@ -1,3 +1,4 @@
+import itertools
 from collections import deque
 from dataclasses import asdict
 
@@ -64,6 +65,21 @@ def test_what_passed_in_a_moment_is_soon_forgotten_in_the_time_left(told):
     assert row["eta_seconds"] == pytest.approx(left, rel=0.02)
     assert hasty < 0.05 * left
     assert row["fraction"] == pytest.approx(0.65 * step / whole)
+
+
+def test_between_slow_steps_the_time_left_goes_down_and_not_up(told):
+    for number in range(100):
+        told(1, 0.003 * number, "levels")
+    left = []
+    for generation in range(1, 8):
+        left += [told(20, 0.3, "search")["eta_seconds"] for _ in range(10)]
+        left.append(told(1, 0.3 + 0.01 * generation, "search")["eta_seconds"])
+    # A generation takes 201 s and is a hundredth of a step that is two shares of the run's 3.6.
+    for number, seconds in enumerate(left[10::11][1:], start=2):
+        whole = 201 / 0.01
+        assert seconds == pytest.approx(whole * (0.7 - 0.01 * number) + whole * 0.8, rel=0.1)
+    steady = left[30:]
+    assert all(later <= before + 200 for before, later in itertools.pairwise(steady))
 
 
 def test_the_time_left_goes_down_while_nothing_is_heard(told):

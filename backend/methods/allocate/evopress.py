@@ -88,9 +88,9 @@ def evopress(
     asked = {"over": over, "bits": bits, "sparsity": sparsity, "rank": rank, "reach": reach}
     mean = mean_of(asked)
     found = work.choices(over, around(asked))
+    budget = budget_of_mean(found.bytes, found.values, mean)
     if start == "fisher":
-        steps = ladder(found.bytes, found.predicted())
-        first = steps.plan(budget_of_mean(found.bytes, found.values, mean))
+        first = ladder(found.bytes, found.predicted()).plan(budget)
     else:
         order = torch.randperm(len(found.linears), generator=work.rng).tolist()
         first = nearly_uniform(found.bytes, found.values, mean, order)
@@ -99,7 +99,7 @@ def evopress(
         first, found.bytes, found.divergence, windows=found.windows, generations=generations,
         offspring=offspring, rounds=_rounds(offspring, windows), rng=work.rng,
         told=lambda done, plan, losses: found.told(done + 1, generations, words(losses, generations)),
-        kept=work.kept, halves=found.halves,
+        kept=work.kept, halves=found.halves, budget=budget,
     )  # fmt: skip
     work.report[BEST] = evolved.losses
     work.put(found.plan(evolved.plan))

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.parameters import Sparsity
+from backend.parts import gone
 from backend.registry import Claim, method
 from backend.views import Work
 
@@ -48,6 +49,8 @@ def owl(work: Work, *, sparsity: Sparsity = 0.7, spread: Spread = 0.08, outlier:
     weights: dict[int, int] = {}
     for layer in work.layers("norms"):
         assert layer.statistics.squares is not None
+        if gone(layer.parts):
+            continue
         block, _ = work.family.place(layer.name)
         score = layer.now.abs() * layer.statistics.squares.sqrt().float()
         scores.setdefault(block, []).append(score.reshape(-1))

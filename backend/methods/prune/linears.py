@@ -4,8 +4,8 @@
 
 Which ones, `only` says; behind allocate.evopress over a mixture the search says, which takes and gives back
 whole attentions and MLPs beside the bits of the linears that stay (allocate.fisher and allocate.dp judge each
-linear by itself). A half of a block whose linears have gone adds nothing to the residual stream. A plain
-model has to multiply zeros there; to get a smaller one, take whole blocks (prune.blocks).
+linear by itself). A half of a block whose linears have gone adds no more than its last bias to the residual
+stream. A plain model has to multiply zeros there; to get a smaller one, take whole blocks (prune.blocks).
 Depth as one more level: Sieberling et al., EvoPress, arXiv 2410.14649, sections 3 and 4.
 """
 

@@ -27,7 +27,7 @@ from torch.nn.functional import linear
 from backend.errors import UserError
 from backend.packing import pack, unpack
 from backend.parameters import OwnText
-from backend.parts import Sparse
+from backend.parts import Sparse, gone
 from backend.registry import Claim, method
 from backend.sizes import kept_by_pattern
 from backend.solvers import masks
@@ -92,7 +92,7 @@ def maskllm(
     starts = {
         layer.name: _start(layer, prior, start, pattern)
         for layer in work.layers("norms")
-        if work.covers(layer.name)
+        if work.covers(layer.name) and not gone(layer.parts)
     }
     with gradients():
         choice = masks.Choice(masks.patterns_of(pattern), alpha, noise)

@@ -34,6 +34,10 @@ def search(**params):
     return {"method": "allocate.evopress", "params": given}
 
 
+def mixture(method):
+    return {"method": f"allocate.{method}", "params": {"over": "mixture", "bits": 3.0}}
+
+
 @pytest.fixture
 def idle(tmp_path):
     """A model of four blocks, in one of which the attention hardly does anything, and the MLP in another."""
@@ -101,6 +105,73 @@ def test_every_method_of_allocation_bears_a_way_that_stores_nothing(host, tmp_pa
         stage = {"method": f"allocate.{method}", "params": {"over": "mixture", "bits": 3.0}}
         artifact, _ = made(idle, host, tmp_path, stage, OUT, HALF, RTN, EORA)
         assert size(read_parts(artifact)) <= size(read_parts(plain))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "qwen3"])
+def test_in_front_of_a_norm_nothing_goes_for_free(host, tmp_path, family):
+    model = make_model(tmp_path / "model", family, num_hidden_layers=3)
+    plain, _ = made(model, host, tmp_path, RTN)
+    predicted, _ = made(model, host, tmp_path, mixture("fisher"), OUT, RTN)
+    searched, _ = made(model, host, tmp_path, search(), OUT, RTN)
+    for artifact in (predicted, searched):
+        assert 0.9 * size(read_parts(plain)) < size(read_parts(artifact)) <= size(read_parts(plain))
+    assert apart(model, predicted, host) < 3 * apart(model, plain, host)
+    assert apart(model, searched, host) < 1.5 * apart(model, plain, host)
+
+
+def test_what_takes_no_bits_is_stored_as_the_search_saw_it(host, tmp_path, idle):
+    mlp = {**RTN, "only": "*.mlp.*"}
+    artifact, report = made(idle, host, tmp_path, search(), OUT, mlp)
+    parts = read_parts(artifact)
+    assert not [name for name in parts if "self_attn" in name]
+    assert size(parts) <= size(read_parts(made(idle, host, tmp_path, mlp)[0]))
+    assert all(
+        report.plan[f"model.layers.0.self_attn.{name}"]["skip"] == ["prune.linears"] for name in ATTENTION
+    )
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [mixture("dp"), HALF, RTN],
+        [{"method": "allocate.fisher"}, RTN],
+        [search(over="bits"), RTN],
+        [{"method": "allocate.owl", "params": {"sparsity": 0.5}}, {"method": "prune.magnitude"}],
+        [RTN, {"method": "allocate.rank", "params": {"rank": 4}}, EORA],
+    ],
+    ids=lambda stages: stages[-2]["method"],
+)
+def test_nothing_is_planned_for_what_has_gone_before(host, tmp_path, idle, stages):
+    first = {**OUT, "only": "*layers.1.self_attn.*"}
+    artifact, report = made(idle, host, tmp_path, first, *stages)
+    parts = read_parts(artifact)
+    assert [name for name in parts if gone(parts[name])] == [
+        f"model.layers.1.self_attn.{name}" for name in ATTENTION
+    ]
+    aimed = {"bits", "sparsity", "rank"}
+    assert not [
+        name for name in report.plan if "layers.1.self_attn" in name and aimed & set(report.plan[name])
+    ]
+
+
+def test_ranges_of_inputs_go_with_the_linear(host, tmp_path, idle, monkeypatch):
+    ranges = {"method": "quantize.activations", "params": {"per": "tensor"}}
+    first = {**OUT, "only": "*layers.1.self_attn.*"}
+    artifact, _ = made(idle, host, tmp_path, ranges, first, HALF)
+    parts = read_parts(artifact)
+    assert sum(part.bits for part in parts["model.layers.1.self_attn.q_proj"]) == 0
+    stages = [ranges, first, HALF]
+    assert estimate(asked(idle, tmp_path, *stages), host).linears_bytes == size(parts)
+    # So a search may leave out halves there too: two of each of four blocks.
+    offered = []
+
+    def spied(*given, halves, **named):
+        offered.append(halves)
+        return evolve(*given, halves=halves, **named)
+
+    monkeypatch.setattr("backend.methods.allocate.evopress.evolve", spied)
+    made(idle, host, tmp_path, search(generations=1), ranges, OUT, RTN)
+    assert [len(halves) for halves in offered] == [8]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +243,7 @@ def test_a_half_that_is_out_is_taken_back_where_it_is_wanted():
     [
         ([OUT], "leaves out every linear"),
         ([OUT, RTN], "leaves out every linear"),
+        ([OUT, mixture("fisher"), HALF, RTN], "leaves out every linear"),
         ([{**OUT, "only": "*embed_tokens"}], "compressed without calibration"),
         ([RTN, OUT], "prune cannot follow quantize"),
     ],
