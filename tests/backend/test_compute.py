@@ -37,7 +37,7 @@ def recipe(tmp_path: Path, model: str) -> dict[str, str]:
 def test_a_call_returns_its_result_and_tells_updates_and_lines(compute: Compute, lines: list[str]) -> None:
     updates: list[dict[str, object]] = []
     assert compute.call("echo", {"value": "x"}, updates.append)["value"] == "x"
-    assert updates == [{"stage": "echo", "done": 1, "total": 1, "detail": "x", "tokens": 0}]
+    assert updates == [{"stage": "echo", "done": 1, "total": 1, "detail": "x", "tokens": 0, "share": None}]
     deadline = time.monotonic() + 5
     while lines != ["echo x"] and time.monotonic() < deadline:
         time.sleep(0.02)
