@@ -246,7 +246,9 @@ class Trials:
     def _at_least(self, predicted: list[float]) -> list[float]:
         """Nothing of a linear is no better than the worst that may be left of it: in front of a norm the loss
         does not feel how large an output is, and the prediction would take it away for nothing."""
-        worst = max(loss for loss, out in zip(predicted, self._empties, strict=True) if not out)
+        left = (loss for loss, out in zip(predicted, self._empties, strict=True) if not out)
+        # Without a mixture nothing is chosen: a later stage leaves out what it names at every level.
+        worst = max(left, default=0.0)
         both = zip(predicted, self._empties, strict=True)
         return [max(loss, worst) if out else loss for loss, out in both]
 

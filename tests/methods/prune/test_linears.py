@@ -154,6 +154,16 @@ def test_nothing_is_planned_for_what_has_gone_before(host, tmp_path, idle, stage
     ]
 
 
+@pytest.mark.parametrize("method", ["fisher", "evopress"])
+def test_bits_are_planned_beside_what_a_later_stage_leaves_out(host, tmp_path, idle, method):
+    stage = search(over="bits", generations=1) if method == "evopress" else {"method": "allocate.fisher"}
+    later = {**OUT, "only": "*layers.1.self_attn.*"}
+    artifact, _ = made(idle, host, tmp_path, stage, later, RTN)
+    parts = read_parts(artifact)
+    assert len([name for name in parts if gone(parts[name])]) == 4
+    assert len({parts[name][0].width for name in parts if not gone(parts[name])}) > 1
+
+
 def test_ranges_of_inputs_go_with_the_linear(host, tmp_path, idle, monkeypatch):
     ranges = {"method": "quantize.activations", "params": {"per": "tensor"}}
     first = {**OUT, "only": "*layers.1.self_attn.*"}
