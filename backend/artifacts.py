@@ -24,6 +24,7 @@ from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.models import ModelFacts, locate
 from backend.parts import Part, combined, rebuild
+from backend.precision import compute_dtype, compute_in, computed_in, known_speeds, name_of
 from backend.shared import SharedHead, SharedRows
 
 FORMAT = "paretoscope-1"
@@ -51,6 +52,11 @@ class OpenModel:
         return self.model.get_submodule(self.family.blocks.split(".", 1)[0])
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """What it is computed in, its weights widened where they are stored in fewer bits."""
+        return computed_in(self.model)
+
+    @property
     def softcap(self) -> float | None:
         """Gemma's bound on logits: cap * tanh(logits / cap)."""
         return getattr(self.model.config, "final_logit_softcapping", None)
@@ -69,6 +75,18 @@ def device_of(host: Host) -> torch.device:
             f"PARETOSCOPE_DEVICE is '{wanted}', but this machine has no CUDA device; allowed: auto, cpu"
         )
     return device
+
+
+def computed_wider(layout: ModelFacts, host: Host) -> list[str]:
+    """What the keys of kept results say of a model that is computed in more bits than it is stored in."""
+    stored = getattr(torch, layout.stored_dtype)
+    computed = compute_dtype(stored, device_of(host), host)
+    return [] if computed == stored else [f"computed in {name_of(computed)}"]
+
+
+def speeds(layout: ModelFacts, host: Host) -> tuple[float | None, float | None]:
+    """10^9 FLOP/s of the model's products and of float32 ones on this host, as far as they are known."""
+    return known_speeds(getattr(torch, layout.stored_dtype), device_of(host), host)
 
 
 def load_tokenizer(model: str, host: Host) -> Any:
@@ -115,6 +133,7 @@ def load_model(facts: ModelFacts, host: Host) -> OpenModel:
             raise UserError(
                 f"model {facts.id}: tensor {name} holds NaN or infinite values; fetch or repair it"
             )
+    compute_in(model, facts.family, compute_dtype(model.dtype, device, host))
     return OpenModel(model.to(device).eval().requires_grad_(False), facts.family, facts.id, device)
 
 
@@ -273,6 +292,7 @@ def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
     missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if missing:
         raise UserError(f"artifact {path.name}: tensor {missing[0]} is missing; run its recipe again")
+    compute_in(model, family, compute_dtype(dtype, device, host))
     return OpenModel(model.to(device).eval().requires_grad_(False), family, metadata["model"], device)
 
 

@@ -8,8 +8,9 @@ from backend.recipe import Recipe
 from backend.registry import Tries, discover
 from backend.rules import needs_of
 
-# Seconds per unit (see `work_units`) on an ordinary core, until runs on this machine say better.
-FIRST_RATES = {
+# Seconds per unit (see `work_units`) on two cores that multiply bfloat16 at `_FIRST_SPEED`, until runs on
+# this machine say better. Of a pass, half was products; a Gram matrix is nothing else, in float32.
+_FIRST_RATES = {
     "pass": 2.5e-11,
     "gram": 1.2e-11,
     "solve": 4e-12,
@@ -17,6 +18,20 @@ FIRST_RATES = {
     "score": 1.6e-11,
     "fixed": 5.0,
 }
+
+_FIRST_SPEED, _FIRST_WIDE = 390.0, 130.0
+_PRODUCTS = {"pass": 0.5, "score": 0.5, "gram": 1.0}
+
+
+def first_rates(speed: float | None, wide: float | None) -> dict[str, float]:
+    """Seconds per unit of work before any run: `speed` of the products of models, `wide` of float32 ones, in
+    10^9 FLOP/s, as far as they were measured."""
+    rates = dict(_FIRST_RATES)
+    for unit, share in _PRODUCTS.items():
+        first, now = (_FIRST_WIDE, wide) if unit == "gram" else (_FIRST_SPEED, speed)
+        if now:
+            rates[unit] *= 1 - share + share * first / now
+    return rates
 
 
 def work_units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from backend import plans
-from backend.effort import FIRST_RATES, work_units
+from backend.artifacts import speeds
+from backend.effort import first_rates, work_units
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import ModelFacts, facts
@@ -66,7 +67,7 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
         check_text(text, host)
     linears, embeddings, rest, _, value_bits = _sizes(recipe, layout)
     dense = sum(size for _, size in whole.tensors.values())
-    rates, error, peak_error = _learned(history, host)
+    rates, error, peak_error = _learned(history, host, first_rates(*speeds(whole, host)))
     seconds = sum(rates[unit] * amount for _, unit, amount in work_units(recipe, layout))
     return Estimate(
         linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
@@ -163,10 +164,9 @@ def _reads_text(recipe: Recipe) -> bool:
 
 
 def _learned(
-    history: pd.DataFrame | None, host: Host
+    history: pd.DataFrame | None, host: Host, rates: dict[str, float]
 ) -> tuple[Mapping[str, float], float | None, float | None]:
     """Seconds per unit of work, and how far time and peak memory were off for past runs (median)."""
-    rates: dict[str, float] = dict(FIRST_RATES)
     if history is None or history.empty:
         return rates, None, None
     seen: dict[str, list[float]] = defaultdict(list)

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backend.artifacts import OpenModel, is_whole, load_model, load_tokenizer, open_artifact
+from backend.artifacts import OpenModel, is_whole, load_model, load_tokenizer, open_artifact, stored_config
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import facts
+from backend.precision import name_of, widen_in_calls, widened
 from backend.progress import Progress, Update
 from backend.recipe import Recipe
 from backend.registry import discover
@@ -111,8 +112,11 @@ class Subject:
     @property
     def protocol(self) -> dict[str, Any]:
         """The stamp of everything that is measured on the windows."""
-        dtype = str(self.opened.model.dtype).removeprefix("torch.")
-        return {**self.tokens.protocol, "model_dtype": dtype, "device": self.opened.device.type}
+        stored, computed = name_of(self.opened.model.dtype), name_of(self.opened.compute_dtype)
+        return {
+            **self.tokens.protocol, "model_dtype": stored, "compute_dtype": computed,
+            "device": self.opened.device.type,
+        }  # fmt: skip
 
     @property
     def reference_protocol(self) -> dict[str, Any]:
@@ -138,7 +142,7 @@ class Subject:
             if is_whole(file) and (not divergence or "kl" in (kept := load_file(file))):
                 found.append(load_file(file) if not divergence else kept)
                 continue
-            scored = self._score(ids, states)
+            scored = self._score(number, ids, states)
             save_file(scored, file.with_suffix(".writing"))
             file.with_suffix(".writing").replace(file)
             found.append(scored)
@@ -147,19 +151,42 @@ class Subject:
         return Scores({name: torch.stack([window[name] for window in found]) for name in found[0]})
 
     @torch.inference_mode()
-    def _score(self, ids: Tensor, dense: Tensor | None) -> dict[str, Tensor]:
+    def _score(self, number: int, ids: Tensor, dense: Tensor | None) -> dict[str, Tensor]:
         ids = ids.to(self.opened.device)
-        states = final_states(self.opened, ids)
+        dense = None if dense is None else dense.to(ids.device)
+        if dense is not None and self._is_dense and number:
+            states = dense
+        else:
+            states = final_states(self.opened, ids)
+            # What makes other states of the first window is another model, whatever its weights say.
+            self._is_dense = self._is_dense and dense is not None and torch.equal(states, dense)
         if dense is None:
             return {"nll": token_losses(self.opened, states[:-1], ids[1:]).cpu()}
-        head, cap = self._dense_head
         ours = logit_slices(self.opened.head, states[:-1], self.opened.softcap)
-        theirs = logit_slices(head, dense[:-1].to(states.device), cap)
-        rows = [
-            compare_logits(mine, their, wanted)
-            for mine, their, wanted in zip(ours, theirs, ids[1:].split(SLICE), strict=True)
-        ]
+        targets = ids[1:].split(SLICE)
+        if self._is_dense:
+            rows = [compare_logits(mine, mine, wanted) for mine, wanted in zip(ours, targets, strict=True)]
+        else:
+            head, cap = self._dense_head
+            theirs = logit_slices(head, dense[:-1], cap)
+            rows = [
+                compare_logits(mine, their, wanted)
+                for mine, their, wanted in zip(ours, theirs, targets, strict=True)
+            ]
         return {name: torch.cat([row[name] for row in rows]).float().cpu() for name in rows[0]}
+
+    @cached_property
+    def _is_dense(self) -> bool:
+        """Whether the artifact is the dense model to the last bit: then one pass over the text is enough."""
+        if self.recipe.stages:
+            return False
+        ours, theirs = self.opened.model, self._dense_model.model
+        mine, its = ours.state_dict(), theirs.state_dict()
+        return (
+            stored_config(ours) == stored_config(theirs)
+            and mine.keys() == its.keys()
+            and all(torch.equal(mine[name], its[name]) for name in mine)
+        )
 
     @cached_property
     def _dense_folder(self) -> Path:
@@ -183,6 +210,8 @@ class Subject:
             tensors["weight"].shape[1], tensors["weight"].shape[0], bias="bias" in tensors, device="meta"
         )
         head.load_state_dict(tensors, assign=True)
+        if self.opened.compute_dtype != head.weight.dtype:
+            widen_in_calls(head, self.opened.compute_dtype)
         return head, self.opened.softcap
 
     def _dense_states(self) -> Iterator[Tensor]:
@@ -232,9 +261,10 @@ def token_losses(opened: OpenModel, states: Tensor, targets: Tensor) -> Tensor:
 
 def logit_slices(head: nn.Module, states: Tensor, softcap: float | None) -> Iterator[Tensor]:
     """Logits [SLICE, vocabulary] in float32 of final states [n, d], slice by slice."""
-    for start in range(0, len(states), _ROWS):
-        for rows in head(states[start : start + _ROWS]).split(SLICE):
-            yield capped(rows, softcap)
+    with widened(head):
+        for start in range(0, len(states), _ROWS):
+            for rows in head(states[start : start + _ROWS]).split(SLICE):
+                yield capped(rows, softcap)
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:

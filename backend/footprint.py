@@ -11,6 +11,7 @@ import torch
 from backend.artifacts import device_of, open_artifact
 from backend.compute import die_with
 from backend.host import Host
+from backend.precision import name_of
 from backend.resident import forget_peak, peak_bytes
 
 _PROMPT, _ANSWER = 512, 8
@@ -42,6 +43,7 @@ def main(artifact: str, home: str) -> None:
         "weights": "kept packed",
         "counted": counted,
         "device": device.type,
+        "compute_dtype": name_of(opened.compute_dtype),
     }
     print(json.dumps({"peak": peak, "protocol": protocol}))
 

@@ -9,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from backend.artifacts import OpenModel
 from backend.errors import UserError
+from backend.precision import all_widened
 from backend.sampling import Sampling
 
 
@@ -41,7 +42,7 @@ def write(
         if sampling.temperature > 0
         else {"do_sample": False}
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), all_widened(opened.model, opened.family):
         opened.model.generate(
             ids.to(opened.device),
             attention_mask=torch.ones_like(ids).to(opened.device),
@@ -59,7 +60,7 @@ def greedy(opened: OpenModel, tokenizer: Any, prompts: Sequence[str], tokens: in
     longest = max(len(ids) for ids in encoded)
     padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
-    with torch.inference_mode():
+    with torch.inference_mode(), all_widened(opened.model, opened.family):
         out = opened.model.generate(
             padded.to(opened.device),
             attention_mask=mask.to(opened.device),

@@ -19,6 +19,12 @@ VARIABLES: tuple[tuple[str, str, str], ...] = (
     ("PARETOSCOPE_QUEUE_URL", "SQLite in the home, or the PostgreSQL above", "the queue's own database"),
     ("PARETOSCOPE_DEVICE", "auto", "auto (cuda when there is one, else cpu), cpu, cuda or cuda:N"),
     (
+        "PARETOSCOPE_COMPUTE",
+        "auto",
+        "what 16-bit models are computed in: bfloat16 (as stored), float32, or auto, which takes what this "
+        "processor multiplies faster",
+    ),
+    (
         "PARETOSCOPE_ROOTS",
         "user's home, current folder, data home",
         "folders that local models and file: texts may come from, separated like PATH",
@@ -103,6 +109,7 @@ class Host:
     database_url: str
     queue_url: str
     device: str = "auto"
+    compute: str = "auto"
     roots: tuple[Path, ...] = ()
     trust_remote_code: bool = False
     starter: bool = True
@@ -128,6 +135,7 @@ class Host:
             database_url=database_url,
             queue_url=environ.get("PARETOSCOPE_QUEUE_URL") or shared,
             device=environ.get("PARETOSCOPE_DEVICE") or "auto",
+            compute=_choice(environ, "PARETOSCOPE_COMPUTE", "auto", ("auto", "bfloat16", "float32")),
             roots=tuple(root.resolve() for root in roots or [Path.home(), Path.cwd(), home]),
             trust_remote_code=_switch(environ, "PARETOSCOPE_TRUST_REMOTE_CODE", "0"),
             starter=_switch(environ, "PARETOSCOPE_STARTER", "1"),

@@ -12,6 +12,7 @@ class CompressedLinear(nn.Module):
 
     Low-rank parts are applied as two thin products. The others are decoded once into a weight of the
     model's type, or, with `packed=True`, anew in each call, so that only the packed tensors stay in memory.
+    Products are in the type of the inputs.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class CompressedLinear(nn.Module):
             y = x.new_zeros(*x.shape[:-1], self.out_features)
             y = y if self.bias is None else y + self.bias
         else:
-            y = functional.linear(x, self.decode() if self.weight is None else self.weight, self.bias)
+            weight = self.decode() if self.weight is None else self.weight
+            y = functional.linear(x, weight.to(x.dtype), self.bias)
         for left, right in self.decode_factors() if self.thin is None else self.thin:
-            y = y + functional.linear(functional.linear(x, right), left)
+            y = y + functional.linear(functional.linear(x, right.to(x.dtype)), left.to(x.dtype))
         return y
 
     @property

@@ -88,6 +88,15 @@ class ModelFacts:
         return total
 
     @property
+    def stored_dtype(self) -> str:
+        """The type that its weights are loaded in; 16 bits that no configuration names are bfloat16."""
+        told = str(self.config.get("dtype") or self.config.get("torch_dtype") or "")
+        if told in _LOADED_BYTES:
+            return told
+        name, (rows, inputs) = next(iter(self.layers.items()))
+        return "float32" if self.tensors[f"{name}.weight"][1] // (rows * inputs) > 2 else "bfloat16"
+
+    @property
     def tables(self) -> dict[str, tuple[int, int]]:
         """Embeddings and head, one row a token: full name -> (rows, d); a tied head is its embedding."""
         found = {name: self.tensors.get(f"{name}.weight") for name in self.family.tables}

@@ -14,6 +14,7 @@ from torch import Tensor
 from backend import tuning
 from backend.artifacts import (
     OpenModel,
+    computed_wider,
     dense_tensors,
     device_of,
     is_whole,
@@ -21,6 +22,7 @@ from backend.artifacts import (
     load_tokenizer,
     replace_module,
     save_artifact,
+    speeds,
     stored_config,
     stored_generation,
 )
@@ -34,6 +36,7 @@ from backend.linear import CompressedLinear
 from backend.models import ModelFacts, facts
 from backend.padding import applied
 from backend.parts import Input, Part, gone, inputs_of
+from backend.precision import name_of
 from backend.progress import SURVEY, WALK, Progress, Update
 from backend.recipe import Recipe, Stage, planned_stages
 from backend.registry import Method, Need, discover
@@ -64,7 +67,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         check_layers(recipe, last.layers, last.positions, last.tables)
         opened = load_model(layout, host)
         progress(Update("load", 1, 1, recipe.model))
-    headway = Headway(progress, seconds_of(recipe, last))
+    headway = Headway(progress, seconds_of(recipe, last, *speeds(layout, host)))
     walk = Walk(recipe, layout, opened, host, scratch, headway, report)
     together = parts_of(list(enumerate(recipe.stages, start=1)))
     for at, part in enumerate(together):
@@ -132,7 +135,7 @@ class Walk:
         if text not in self._tokens:
             found = calibration(text, self.tokenizer, wanted.samples, wanted.length, wanted.seed, self.host)
             told = {f"text of a stage, {text}": found.protocol} if self._text else found.protocol
-            self.report.calibration |= told
+            self.report.calibration |= told | {"compute_dtype": name_of(self.opened.compute_dtype)}
             self._tokens[text] = found.ids
         return self._tokens[text]
 
@@ -413,7 +416,7 @@ class Walk:
     def _cache_file(self, block: int, needs: Mapping[str, Need]) -> Path:
         # By the name that a block's groups gather under, so that recipes with the same needs share it.
         asked = [needs[name] for group in self.family.group_names(block) for name in group]
-        model = [self.layout.fingerprint, *self.changes]
+        model = [self.layout.fingerprint, *computed_wider(self.layout, self.host), *self.changes]
         return statistics_file(self.host.cache, block, model, self.tokens, asked)
 
     def _cached_all(self, count: int, needs: Mapping[str, Need]) -> bool:

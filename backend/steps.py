@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from backend import budget
-from backend.artifacts import OpenModel, load_model, load_tokenizer, open_artifact
+from backend.artifacts import OpenModel, computed_wider, load_model, load_tokenizer, open_artifact
 from backend.evaluate import Subject, evaluate
 from backend.export import export as export_artifact
 from backend.export import packed_path
@@ -71,8 +71,12 @@ def generate(
     torch.set_num_threads(min(torch.get_num_threads(), _WRITING_THREADS))
     host = Host.at(home)
     sampling = Sampling.model_validate(settings)
-    fingerprint = facts(model, host).fingerprint
-    kept = _answer_file(host, fingerprint, artifact, prompt, sampling)
+    layout = facts(model, host)
+    fingerprint = layout.fingerprint
+    weights = [
+        fingerprint, Path(artifact).name if artifact else None, host.device, *computed_wider(layout, host)
+    ]  # fmt: skip
+    kept = _answer_file(host, weights, prompt, sampling)
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(model, host)
@@ -95,9 +99,8 @@ def generate(
     return made
 
 
-def _answer_file(host: Host, fingerprint: str, artifact: str | None, prompt: str, sampling: Sampling) -> Path:
+def _answer_file(host: Host, weights: list[str | None], prompt: str, sampling: Sampling) -> Path:
     """Where the answer is kept that these weights give; an artifact is named by what it holds."""
-    weights = [fingerprint, Path(artifact).name if artifact else None, host.device]
     stamp = json.dumps([_ANSWERS, weights, prompt, sampling.model_dump(mode="json")], sort_keys=True)
     return host.cache / "answers" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
 

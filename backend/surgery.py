@@ -17,6 +17,7 @@ from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.models import facts
 from backend.pipeline import Walk
+from backend.precision import widened
 from backend.progress import Progress, Update
 from backend.recipe import Calibration, parse_recipe
 from backend.registry import discover
@@ -122,12 +123,13 @@ def _patient(
 def _scores(opened: OpenModel, ids: Tensor, dense: Tensor) -> dict[str, Tensor]:
     head: nn.Module = opened.head
     states, targets = final_states(opened, ids)[:-1], ids[1:]
-    rows = [
-        compare_logits(
-            capped(head(states[start : start + _ROWS]), opened.softcap),
-            capped(head(dense[:-1][start : start + _ROWS]), opened.softcap),
-            targets[start : start + _ROWS],
-        )
-        for start in range(0, len(targets), _ROWS)
-    ]
+    with widened(head):
+        rows = [
+            compare_logits(
+                capped(head(states[start : start + _ROWS]), opened.softcap),
+                capped(head(dense[:-1][start : start + _ROWS]), opened.softcap),
+                targets[start : start + _ROWS],
+            )
+            for start in range(0, len(targets), _ROWS)
+        ]
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

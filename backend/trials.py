@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from backend import plans
-from backend.artifacts import replace_module
+from backend.artifacts import computed_wider, replace_module
 from backend.checkpoints import Checkpoints
 from backend.depth import HALVES, members
 from backend.evaluate import divergence, final_states, logit_slices
@@ -65,7 +65,9 @@ def label_of(chain: Sequence[Mapping[str, Any]], *more: Any) -> str:
 def folder_of(layout: ModelFacts, calibration: Calibration, host: Host, *before: Any) -> Path:
     """Where the levels of a model on a text lie; `before` tells what was done to the model first."""
     text = calibration.model_copy(update={"order": "dense"}).model_dump(mode="json")
-    told = json.dumps([_FORMAT, layout.fingerprint, text, *before], sort_keys=True)
+    told = json.dumps(
+        [_FORMAT, layout.fingerprint, text, *before, *computed_wider(layout, host)], sort_keys=True
+    )
     return host.cache / "levels" / hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -24,6 +24,8 @@ _COMPARABLE = (
     "tokenizer",
     "loss_dtype",
     "model_dtype",
+    # A model computed in float32 rounds elsewhere than one computed as it is stored.
+    "compute_dtype",
     # Devices round differently, and what belongs to the run, its speed and memory, stands in the same row.
     "device",
 )
@@ -106,7 +108,13 @@ def protocol_digests(stamp: Mapping[str, Any]) -> tuple[str, str]:
     digest = _digest(stamp)
     if "digest" not in stamp:
         return digest, ""
-    return digest, _digest({key: stamp[key] for key in _COMPARABLE if key in stamp})
+    told = computed_as_stored(stamp)
+    return digest, _digest({key: told[key] for key in _COMPARABLE if key in told})
+
+
+def computed_as_stored(stamp: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The stamp, with the type of the computations where it is from before that was told."""
+    return {"compute_dtype": stamp["model_dtype"], **stamp} if "model_dtype" in stamp else stamp
 
 
 def _digest(stamp: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, func, select
 
 from store.database import Database
+from store.measurements import computed_as_stored
 from store.tables import (
     Counter,
     Generation,
@@ -302,10 +303,11 @@ def _newer_points(database: Database, frame: pd.DataFrame, version: int) -> pd.D
         frame = frame[frame["id"].isin(there)]
     fresh = _wide(database, version).merge(described, on="id", how="inner")
     found = fresh if frame.empty else frame if fresh.empty else pd.concat([frame, fresh])
-    metrics = set(found.columns) - {*names, "protocol", "text"}
+    described_by = [*names, "protocol", "text", "computed"]
+    metrics = set(found.columns) - set(described_by)
     ordered = sorted(metrics, key=lambda name: (name.endswith(".stderr"), name))
     found = found.sort_values(["created", "id", "protocol"], ascending=[False, True, True], ignore_index=True)
-    return found[[*names, "protocol", "text", *ordered]]
+    return found[[*described_by, *ordered]]
 
 
 def _wide(database: Database, version: int) -> pd.DataFrame:
@@ -322,7 +324,9 @@ def _wide(database: Database, version: int) -> pd.DataFrame:
         changed = select(*columns).join(Run, Run.id == Measurement.run_id).where(Run.version > version)
         found = connection.execute(changed).all()
     comparable = {row.digest: row.comparable for row in protocols}
-    texts = {row.comparable: json.loads(row.stamp).get("text", "") for row in protocols if row.comparable}
+    stamps = {
+        row.comparable: computed_as_stored(json.loads(row.stamp)) for row in protocols if row.comparable
+    }
     run_ids, digests, metrics, values, errors = zip(*found, strict=True) if found else ((),) * 5
     runs_of, run_names = pd.factorize(np.array(run_ids, dtype=object))
     groups_of, groups = pd.factorize(np.array([comparable[digest] for digest in digests], dtype=object))
@@ -352,7 +356,10 @@ def _wide(database: Database, version: int) -> pd.DataFrame:
                 {
                     "id": run_names[row_runs],
                     "protocol": groups[row_groups],
-                    "text": [texts.get(group, "") for group in groups[row_groups]],
+                    "text": [stamps.get(group, {}).get("text", "") for group in groups[row_groups]],
+                    "computed": [
+                        stamps.get(group, {}).get("compute_dtype", "") for group in groups[row_groups]
+                    ],
                 },
                 dtype=object,
             ),

@@ -274,7 +274,9 @@ def _legend_of(groups: Sequence[str], table: pd.DataFrame) -> list[Figure]:
         entries.append(
             {
                 "type": "scatter", "mode": "markers", "x": [None], "y": [None], "hoverinfo": "skip",
-                "name": escape(f"{model}, {own['text'] or say('explore.no_text')} ({protocol[:4]})"),
+                "name": escape(
+                    f"{model}, {own['text'] or say('explore.no_text')}, {own['computed']} ({protocol[:4]})"
+                ),
                 "marker": {
                     "symbol": charts.SYMBOLS[min(number, len(charts.SYMBOLS) - 1)], "color": "var(--ink-3)",
                 },
@@ -304,7 +306,19 @@ _HOVER = (
 )
 _SIZES = ("size.packed", "size.file", "memory.peak", "size.bits_per_weight")
 _DESCRIBED = (
-    *("id", "chain", "model", "protocol", "text", "broken", "finished", "recipe", "user", "sweep_id"),
+    *(
+        "id",
+        "chain",
+        "model",
+        "protocol",
+        "text",
+        "computed",
+        "broken",
+        "finished",
+        "recipe",
+        "user",
+        "sweep_id",
+    ),
 )
 _STANDINGS = {
     FRONT: say("explore.on_the_front"),

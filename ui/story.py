@@ -100,6 +100,29 @@ def shipped_front() -> tuple[str, str]:
     return "", ""
 
 
+def shipped_points(x: charts.Axis, y: charts.Axis) -> charts.Figure | None:
+    """The working runs that come with the app on these axes, as points of their own kind; None where its
+    story has no such plot."""
+    for view in shipped().get(FRONT, {"views": []})["views"]:
+        if "figure" not in view or view["heading"] != _heading(x, y):
+            continue
+        drawn = [trace for trace in view["figure"]["data"] if "customdata" in trace]
+        working = [trace for trace in drawn if trace["marker"]["symbol"] != "x-thin-open"]
+        return {
+            "type": "scatter", "mode": "markers", "name": say("explore.shipped_points", note=view["note"]),
+            "x": [value for trace in working for value in trace["x"]],
+            "y": [value for trace in working for value in trace["y"]],
+            # No run of this store: nothing opens.
+            "customdata": [[None, *facts[1:]] for trace in working for facts in trace["customdata"]],
+            "hovertemplate": working[0]["hovertemplate"],
+            "marker": {
+                "symbol": "triangle-down-open", "size": 7, "color": "var(--ink-3)", "opacity": 0.55,
+                "line": {"width": 1},
+            },
+        }  # fmt: skip
+    return None
+
+
 def captions(frozen: Frozen) -> Story:
     """A story of one's own with the words of a frozen one; the views have to be added anew."""
     views = [StoryView(kind="text", caption=view["caption"]) for view in frozen["views"]]
@@ -113,6 +136,10 @@ def public(name: object) -> str:
     path = told.removeprefix("file:").replace("\\", "/")
     local = bool(prefix) or path.startswith(("/", "~", ".")) or path[1:3] == ":/"
     return prefix + path.rstrip("/").rsplit("/", 1)[-1] if local else told
+
+
+def _heading(x: charts.Axis, y: charts.Axis) -> str:
+    return say("stories.plot_heading", quality=y.title, cost=x.title[0].lower() + x.title[1:])
 
 
 def _plot(database: Database, query: Mapping[str, str]) -> Frozen:
@@ -138,9 +165,7 @@ def _plot(database: Database, query: Mapping[str, str]) -> Frozen:
         place += (
             say("stories.ringed", chain=ringed.iloc[0]) if len(ringed) else say("stories.ringed_run_is_gone")
         )
-    cost, quality = (axis.title for axis in view.axes)
-    heading = say("stories.plot_heading", quality=quality, cost=cost[0].lower() + cost[1:])
-    return {"heading": heading, "note": place, "figure": drawn, "selected": view.run}
+    return {"heading": _heading(*view.axes), "note": place, "figure": drawn, "selected": view.run}
 
 
 def _compare(database: Database, query: Mapping[str, str]) -> Frozen:

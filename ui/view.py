@@ -141,7 +141,8 @@ def scope_choices(database: Database, points: pd.DataFrame) -> list[tuple[str, s
             "explore.windows_of_tokens", windows=stamp.get("windows", "?"), length=stamp.get("window", "?")
         )
         text = str(stamp.get("text", "")) or say("explore.no_text")
-        place = f", {stamp['device']}" if "device" in stamp else ""
+        computed = str(firsts.loc[(model, protocol), "computed"])
+        place = "".join(f", {told}" for told in (stamp.get("device"), computed) if told)
         in_scope = (points["model"] == model) & (points["protocol"] == protocol)
         count = int((in_scope & (points["status"] == "done")).sum())
         label = many("explore.scope", count, model=model, text=text, windows=windows, place=place)

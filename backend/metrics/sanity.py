@@ -15,6 +15,7 @@ from torch import Tensor
 from backend.artifacts import OpenModel, compressed_modules
 from backend.evaluate import Measured, Result, Subject
 from backend.generate import greedy
+from backend.precision import name_of
 from backend.progress import Update
 from backend.registry import metric
 
@@ -40,7 +41,10 @@ def sanity(subject: Subject) -> Result:
     bad = next((name for name, tensor in _weights(opened) if not bool(torch.isfinite(tensor).all())), None)
     losses = subject.scores.windows("nll")
     finite = bad is None and bool(torch.isfinite(losses).all())
-    stamp = {"prompts": len(PROMPTS), "tokens": _TOKENS, "sampling": "greedy"}
+    stamp = {
+        "prompts": len(PROMPTS), "tokens": _TOKENS, "sampling": "greedy",
+        "compute_dtype": name_of(opened.compute_dtype),
+    }  # fmt: skip
     result = Result([Measured("sanity.finite", float(finite), "share", False, stamp)])
     if not finite:
         result.broken = f"NaN or infinite values in {bad}" if bad else "the loss is NaN or infinite"

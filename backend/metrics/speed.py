@@ -14,6 +14,7 @@ import torch
 
 from backend.artifacts import compressed_modules
 from backend.evaluate import Measured, Result, Subject
+from backend.precision import all_widened, name_of
 from backend.progress import Update
 from backend.registry import metric
 from backend.semi_structured import sparse_kernels
@@ -26,7 +27,8 @@ _PROMPT, _ANSWER, _REPEATS = 512, 32, 3
 def speed(subject: Subject) -> Result:
     """Medians of three passes after one to warm up."""
     compressed = len(compressed_modules(subject.opened.model))
-    with sparse_kernels(subject.opened.model) as sparse:
+    opened = subject.opened
+    with sparse_kernels(opened.model) as sparse, all_widened(opened.model, opened.family):
         return _timed(subject, simulated=sparse < compressed)
 
 
@@ -50,7 +52,7 @@ def _timed(subject: Subject, simulated: bool) -> Result:
             writes.append(_now(opened.device) - middle)
     stamp = {
         "prompt": ids.shape[1], "answer": _ANSWER, "device": opened.device.type, "simulated": simulated,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "compute_dtype": name_of(opened.compute_dtype),
     }  # fmt: skip
     prefill, decode = ids.shape[1] / statistics.median(reads), _ANSWER / statistics.median(writes)
     return Result(

@@ -1,12 +1,15 @@
 """Metrics with known answers, and independent computations of the others."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from backend import evaluate as evaluate_module
 from backend.artifacts import open_artifact
 from backend.evaluate import Subject, compare_logits, evaluate
 from backend.generate import greedy, write
@@ -108,6 +111,45 @@ def test_a_model_does_not_diverge_from_itself(make_subject):
     assert found["divergence.kl"] == 0
     assert found["divergence.agreement"] == 1
     assert found["divergence.flips"] == 0
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The first tokens of all windows whose states were computed."""
+    seen, run = [], evaluate_module.final_states
+
+    def counted(opened, ids):
+        seen.append(ids[:8].tolist())
+        return run(opened, ids)
+
+    monkeypatch.setattr(evaluate_module, "final_states", counted)
+    return seen
+
+
+def test_a_dense_artifact_is_scored_in_one_pass_with_the_numbers_of_two(make_subject, passes, monkeypatch):
+    subject = make_subject()
+    once = subject.scores
+    # The dense model's five windows, and the artifact's first, which must agree to the bit.
+    assert len(passes) == 6
+    again = make_subject(name="again", folder=subject.recipe.model)
+    monkeypatch.setitem(vars(again), "_is_dense", False)
+    twice = again.scores
+    assert len(passes) == 6 + 5
+    assert once.values.keys() == twice.values.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once.values)
+
+
+def test_an_artifact_that_computes_another_function_is_scored_by_itself(make_subject, passes):
+    """The same tensors under another configuration are another model."""
+    subject = make_subject()
+    with safe_open(subject.artifact, "pt") as opened:
+        told = dict(opened.metadata())
+    config = json.loads(told["config"])
+    config["rope_parameters"]["rope_theta"] = 100.0
+    save_file(load_file(subject.artifact), subject.artifact, told | {"config": json.dumps(config)})
+    found = values(evaluate("divergence", subject))
+    assert len(passes) == 10
+    assert found["divergence.kl"] > 1e-4
 
 
 def test_sizes_are_those_of_the_tensors_in_the_file(make_subject):

@@ -51,6 +51,28 @@ def test_numbers_stored_before_devices_were_told_apart_are_told_apart_too(databa
     assert new == measurements.protocol_digests(stamp)[1] != old
 
 
+def test_numbers_stored_before_the_type_of_computations_was_told_compare_with_those_computed_as_stored(
+    database: Database,
+) -> None:
+    before = {"text": "t", "digest": "d", "window": 8, "device": "cpu", "model_dtype": "bfloat16"}
+    same, other = ({**before, "compute_dtype": dtype} for dtype in ("bfloat16", "float32"))
+    told, as_stored, widened = (measurements.protocol_digests(stamp)[1] for stamp in (before, same, other))
+    assert told == as_stored != widened
+    run_id = runs.create_run(database, digest="a" * 64, name="a", recipe="{}", model="tiny", chain="dense")[0]
+    number = {"metric": "perplexity", "value": 2.0, "protocol": before}
+    measurements.save_measurements(database, run_id, measurements=[number])
+    config = migrations()
+
+    def comparable(target: Callable[[Config, str], None], revision: str) -> str:
+        with database.write() as connection:
+            config.attributes["connection"] = connection
+            target(config, revision)
+            return str(connection.execute(text("SELECT comparable FROM protocols")).scalar())
+
+    assert comparable(command.downgrade, "0004") != told
+    assert comparable(command.upgrade, "head") == told
+
+
 @pytest.mark.parametrize(("journal", "mode"), [("wal", "wal"), ("delete", "delete")])
 def test_sqlite_is_set_up_for_several_processes(tmp_path: Path, journal: str, mode: str) -> None:
     database = open_database(f"sqlite:///{tmp_path / 'deep' / 'r.sqlite'}", journal)

@@ -70,6 +70,52 @@ def test_runs_of_another_device_never_share_a_plot_and_the_choice_names_both(job
     assert sorted(label.rsplit(", ", 2)[1] for label in labels[:2]) == ["cpu", "cuda"]
 
 
+def test_what_was_computed_in_another_type_never_shares_a_plot_and_all_places_name_it(jobs):
+    for seed, told in enumerate(({}, {"compute_dtype": "bfloat16"}, {"compute_dtype": "float32"})):
+        stamp = made_up.STAMP | {"model_dtype": "bfloat16", "device": "cpu"} | told
+        made_up.add_run(jobs.database, made_up.RUNS[1], recipe={"seed": seed}, stamp=stamp)
+    points = results.points(jobs.database)
+    # Before the stamp told it, a model was computed as it was stored.
+    assert [len(visible(points, View(scope=scope))) for scope in scopes(points)] == [2, 1]
+    labels = [label for label, _ in scope_choices(jobs.database, points)]
+    assert [label.rsplit(", ", 2)[1] for label in labels[:2]] == ["bfloat16", "float32"]
+    drawn = json.loads(explore.drawing(jobs.database, points, View(scope="*")))
+    names = [trace["name"] for trace in drawn["data"] if trace.get("x") == [None]]
+    assert [name.rsplit(", ", 1)[1].split(" ")[0] for name in names] == ["float32", "bfloat16"]
+
+
+def test_the_shipped_front_stands_beside_the_first_runs_under_a_symbol_of_its_own(jobs):
+    def beside(**asked: str) -> list[dict]:
+        view = View(**asked)
+        drawn = json.loads(explore.drawing(jobs.database, visible(results.points(jobs.database), view), view))
+        return [trace for trace in drawn["data"] if trace["name"].startswith("Shipped")]
+
+    for row in made_up.RUNS[:5]:
+        made_up.add_run(jobs.database, row)
+    (trace,) = beside()
+    assert trace["name"].endswith("computed in bfloat16")
+    assert len(trace["x"]) == len(trace["y"]) == len(trace["customdata"]) > 100
+    assert {facts[0] for facts in trace["customdata"]} == {None}
+    drawn = json.loads(explore.drawing(jobs.database, results.points(jobs.database), View()))
+    others = [one.get("marker", {}).get("symbol") for one in drawn["data"] if one["name"] != trace["name"]]
+    assert trace["marker"]["symbol"] not in {symbol for each in others for symbol in (each or [])} | {
+        *map(str, others)
+    }
+    assert beside(words="gptq") == []
+    assert beside(x="memory.peak") == []
+    assert beside(x="size.linears", y="divergence.kl")
+    made_up.add_run(jobs.database, made_up.RUNS[5])
+    assert beside() == []
+
+
+def test_the_shipped_front_does_not_stand_beside_another_model_or_text(jobs):
+    made_up.add_run(jobs.database, made_up.RUNS[1], stamp=made_up.STAMP | {"text": "wikipedia-fr"})
+    points = results.points(jobs.database)
+    assert not explore.few_beside_shipped(visible(points, View()), View())
+    assert not explore.few_beside_shipped(points.assign(text="wikipedia-en", model="other"), View())
+    assert explore.few_beside_shipped(points.assign(text="wikipedia-en"), View())
+
+
 def test_a_scope_that_is_gone_falls_back_to_the_fullest(points, filled):
     assert len(visible(points, View(scope="gone|away"))) == len(filled)
 

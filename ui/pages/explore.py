@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import gradio as gr
 import pandas as pd
 
+from backend.assets import EMBEDDED_MODEL
 from backend.errors import UserError
 from backend.jobs import Jobs
 from backend.registry import discover
@@ -26,11 +27,13 @@ from ui.quantities import duration
 from ui.run_card import GUIDE, card
 from ui.run_table import as_csv, as_json, ordered, rows
 from ui.scatter import COLOURS
-from ui.story import FRONT, shipped_front
+from ui.story import FRONT, shipped_front, shipped_points
 from ui.texts import many, say
 from ui.view import EVERYTHING, MOST_BASKET, View, figure, filtered, scope_choices, scopes, visible
 from ui.visitor import user_of
 
+# What the shipped front was measured on; it stands beside own runs while these are fewer.
+_SHIPPED_SUBJECT, _FEW = (EMBEDDED_MODEL, "wikipedia-en"), 5
 _NOWHERE: Mapping[str, str] = {}
 CROSS = "\N{MULTIPLICATION X}"
 # The plot as it stands, with the page's colours.
@@ -85,7 +88,17 @@ def picture(jobs: Jobs, query: Mapping[str, str]) -> str:
 
 def drawing(database: Database, shown: pd.DataFrame, view: View) -> str:
     """The figure of runs as JSON."""
-    return json.dumps(figure(database, shown, view, method_kinds()), separators=(",", ":"))
+    drawn = figure(database, shown, view, method_kinds())
+    if few_beside_shipped(shown, view) and (beside := shipped_points(*view.axes)):
+        drawn["data"].insert(0, beside)
+    return json.dumps(drawn, separators=(",", ":"))
+
+
+def few_beside_shipped(shown: pd.DataFrame, view: View) -> bool:
+    """Whether what is shown are a few runs of the model and text that the shipped front is of."""
+    subjects = set(zip(shown["model"], shown["text"], strict=True))
+    few = (shown["chain"] != charts.DENSE).sum() < _FEW
+    return bool(few and subjects == {_SHIPPED_SUBJECT} and not view.words.strip())
 
 
 def listing(jobs: Jobs, query: Mapping[str, str]) -> str:
