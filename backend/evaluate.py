@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backend.artifacts import OpenModel, is_whole, load_model, load_tokenizer, open_artifact, stored_config
+from backend.artifacts import OpenModel, is_whole, load_model, load_tokenizer, open_artifact
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import facts
@@ -28,6 +28,8 @@ from backend.text import Tokens, evaluation
 
 # Rows of hidden states whose logits exist at once: enough to keep the product with the head busy.
 _ROWS = 128
+# Tokens that two models with the same weights read, to see whether they compute the same.
+_FEW_TOKENS = 64
 # Rows whose float32 losses exist at once: few enough to stay in the cache, and below the size at which freed
 # memory goes back to the system and has to be cleared again.
 SLICE = 16
@@ -142,7 +144,7 @@ class Subject:
             if is_whole(file) and (not divergence or "kl" in (kept := load_file(file))):
                 found.append(load_file(file) if not divergence else kept)
                 continue
-            scored = self._score(number, ids, states)
+            scored = self._score(ids, states)
             save_file(scored, file.with_suffix(".writing"))
             file.with_suffix(".writing").replace(file)
             found.append(scored)
@@ -151,17 +153,12 @@ class Subject:
         return Scores({name: torch.stack([window[name] for window in found]) for name in found[0]})
 
     @torch.inference_mode()
-    def _score(self, number: int, ids: Tensor, dense: Tensor | None) -> dict[str, Tensor]:
+    def _score(self, ids: Tensor, dense: Tensor | None) -> dict[str, Tensor]:
         ids = ids.to(self.opened.device)
-        dense = None if dense is None else dense.to(ids.device)
-        if dense is not None and self._is_dense and number:
-            states = dense
-        else:
-            states = final_states(self.opened, ids)
-            # What makes other states of the first window is another model, whatever its weights say.
-            self._is_dense = self._is_dense and dense is not None and torch.equal(states, dense)
         if dense is None:
-            return {"nll": token_losses(self.opened, states[:-1], ids[1:]).cpu()}
+            return {"nll": token_losses(self.opened, final_states(self.opened, ids)[:-1], ids[1:]).cpu()}
+        dense = dense.to(ids.device)
+        states = dense if self._is_dense else final_states(self.opened, ids)
         ours = logit_slices(self.opened.head, states[:-1], self.opened.softcap)
         targets = ids[1:].split(SLICE)
         if self._is_dense:
@@ -177,16 +174,19 @@ class Subject:
 
     @cached_property
     def _is_dense(self) -> bool:
-        """Whether the artifact is the dense model to the last bit: then one pass over the text is enough."""
+        """Whether the artifact is the dense model to the last bit: then one pass over the text is enough.
+
+        Same tensors under another configuration are another model, so both also read a few tokens.
+        """
         if self.recipe.stages:
             return False
-        ours, theirs = self.opened.model, self._dense_model.model
-        mine, its = ours.state_dict(), theirs.state_dict()
-        return (
-            stored_config(ours) == stored_config(theirs)
-            and mine.keys() == its.keys()
-            and all(torch.equal(mine[name], its[name]) for name in mine)
-        )
+        dense = self._dense_model
+        mine, its = self.opened.model.state_dict(), dense.model.state_dict()
+        if mine.keys() != its.keys() or not all(torch.equal(mine[name], its[name]) for name in mine):
+            return False
+        few = self.tokens.ids[0, :_FEW_TOKENS].to(dense.device)
+        with torch.inference_mode():
+            return torch.equal(final_states(self.opened, few), final_states(dense, few))
 
     @cached_property
     def _dense_folder(self) -> Path:
@@ -230,7 +230,8 @@ class Subject:
                 temporary = files[number].with_suffix(".writing")
                 save_file({"states": states.cpu().contiguous()}, temporary)
                 temporary.replace(files[number])
-        _ = self._dense_head
+        # What needs the dense model itself, before it goes.
+        _ = self._dense_head, self._is_dense
         self.__dict__.pop("_dense_model", None)
         for file in files:
             yield load_file(file)["states"]
