@@ -1,4 +1,5 @@
-# make app: set up and serve; make test: set up and run every check. Only Python >= 3.11 and the package index are needed.
+# make app: set up and serve; make test: set up and run the checks, with SLOW=1 those that take minutes too.
+# Only Python >= 3.11 and the package index are needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +26,7 @@ test: setup $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(if $(SLOW),,-m "not slow")
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
 """The commands without a page, as a person types them."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import app
 from backend.artifacts import open_artifact
 from backend.host import Host
 from backend.parts import combined
@@ -19,19 +21,22 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def call(tmp_path):
-    """Run `python app.py ...` with a home of its own; (exit code, stdout, stderr)."""
-    environ = {
-        **os.environ, "PARETOSCOPE_HOME": str(tmp_path / "home"), "PARETOSCOPE_ROOTS": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+def environ(tmp_path):
+    return {"PARETOSCOPE_HOME": str(tmp_path / "home"), "PARETOSCOPE_ROOTS": str(tmp_path)}
+
+
+@pytest.fixture
+def call(tmp_path, environ, monkeypatch, capsys):
+    """What `python app.py ...` runs, with a home of its own; (exit code, stdout, stderr)."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments, stdin=""):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "app.py"), *map(str, arguments)],
-            input=stdin, capture_output=True, text=True, env=environ, cwd=tmp_path, timeout=300,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        code = app.main([*map(str, arguments)])
+        return code, *capsys.readouterr()
 
     return run
 
@@ -85,11 +90,14 @@ def test_run_prints_one_json_object_per_measurement_and_export_writes_both_forma
     assert "not an empty folder" in err
 
 
-def test_a_bad_recipe_is_one_sentence_on_stderr_and_exit_code_one(call, recipe):
+def test_a_bad_recipe_is_one_sentence_on_stderr_and_exit_code_one(recipe, environ, tmp_path):
     recipe["stages"][0]["params"]["bits"] = 11
-    code, out, err = call("run", "-", stdin=json.dumps(recipe))
-    assert (code, out) == (1, "")
-    assert err == "error: stage 1, quantize.rtn: bits is 11; allowed: a whole number from 2 to 8\n"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "app.py"), "run", "-"], input=json.dumps(recipe),
+        capture_output=True, text=True, env=os.environ | environ, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: stage 1, quantize.rtn: bits is 11; allowed: a whole number from 2 to 8\n"
 
 
 def test_a_sweep_runs_every_recipe_and_can_be_left_to_the_queue(call, recipe):

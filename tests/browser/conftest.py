@@ -29,11 +29,15 @@ _ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-# What Gradio's client says when a page is left while it still listens for events.
-LEAVING = ("AbortError", "Connection errored out", "Failed to fetch", "net::ERR_ABORTED")
+# What Gradio's client says when a page is left while it still listens for events; its server answers 404 to a
+# stream whose session it has just cleaned up.
+LEAVING = (
+    "AbortError", "Connection errored out", "Failed to fetch", "net::ERR_ABORTED",
+    "Unexpected error 404: Not Found",
+)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """The app as a user starts it, page and worker, in a home of its own with a tiny model beside it."""
     folder = tmp_path_factory.mktemp("app")
@@ -68,7 +72,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
             assert time.monotonic() < deadline, f"not up in time: {(folder / 'printed.txt').read_text()}"
             time.sleep(0.25)
         yield SimpleNamespace(
-            address=address, model=str(model), wide=str(wide), text=f"file:{text}", long=f"file:{long}"
+            address=address,
+            model=str(model),
+            wide=str(wide),
+            text=f"file:{text}",
+            long=f"file:{long}",
+            environment=environment,
         )
     finally:
         process.send_signal(signal.SIGINT)
@@ -79,7 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
         printed.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     path = next((found for name in names if (found := shutil.which(name))), None)
@@ -134,10 +143,10 @@ def answers(address: str) -> bool:
         return False
 
 
-def recipe(served: SimpleNamespace, stages: list[dict]) -> str:
+def recipe(served: SimpleNamespace, stages: list[dict], seed: int = 0) -> str:
     return json.dumps(
         {
-            "model": served.model, "stages": stages,
+            "model": served.model, "stages": stages, "seed": seed,
             "calibration": {"text": served.text, "samples": 4, "length": 32},
             "evaluation": {"text": served.text, "length": 64, "windows": 4},
         }

@@ -1,32 +1,27 @@
 """Texts read token by token, sets of prompts and blind tastings, in a real browser."""
 
 import re
-from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
 
+from backend.host import Host
+from backend.jobs import Jobs
+from backend.recipe import parse_recipe
+from tests.backend.queueing import wait_for
 from tests.browser.conftest import PATIENCE, fits, recipe
 
 RTN = [{"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}]
 
 
 @pytest.fixture(scope="module")
-def compared(browser, served):
-    """The id of a finished run."""
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(f"{served.address}/compress?recipe={quote(recipe(served, RTN))}")
-    expect(page.locator("#estimate-card")).to_contain_text("of dense")
-    page.locator("#queue-button").click()
-    expect(page.locator("#queued-card")).to_contain_text("1 run queued.")
-    page.goto(served.address)
-    row = page.locator("#runs tbody tr").filter(has_text="rtn 3-bit")
-    expect(row).to_have_count(1, timeout=PATIENCE)
-    row.click()
-    href = page.locator("#run-card").get_by_role("link", name="Compare").get_attribute("href")
-    context.close()
-    return href.partition("runs=")[2]
+def compared(served):
+    """The id of a finished run that no other test asks for."""
+    jobs = Jobs(Host.from_environment(served.environment))
+    run_id = jobs.submit(parse_recipe(recipe(served, RTN, seed=1))).run_id
+    assert wait_for(jobs, run_id, "done", "failed", seconds=PATIENCE / 1000)["status"] == "done"
+    jobs.close()
+    return run_id
 
 
 def test_a_text_is_read_token_by_token_and_goes_on_from_a_forced_one(page, served, compared):

@@ -3,6 +3,7 @@
 import re
 from urllib.parse import urlencode
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PATIENCE
@@ -14,6 +15,7 @@ def of(served, page_name: str, **more: str) -> str:
     return f"{served.address}/{page_name}?{urlencode({'model': served.wide, 'text': served.long, **more})}"
 
 
+@pytest.mark.slow
 def test_levels_are_learned_a_plan_is_chosen_verified_and_shown_beside_its_prediction(page: Page, served):
     page.goto(of(served, "budget"))
     page.get_by_role("button", name="Learn the levels").click()
