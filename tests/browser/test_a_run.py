@@ -10,18 +10,18 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import PATIENCE, recipe
+from tests.browser.conftest import PATIENCE, recipe, visit
 
 
 @pytest.mark.slow
 def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, served):
     # An empty store says what to do.
-    page.goto(served.address)
+    visit(page, served.address)
     expect(page.get_by_text("No points yet")).to_be_visible()
 
     # A sweep is built on the form: the recipe comes by link, the bits are typed in.
     chain = [{"method": "quantize.rtn", "params": {"bits": 4, "group_size": 16}}]
-    page.goto(f"{served.address}/compress?recipe={quote(recipe(served, chain))}")
+    visit(page, f"{served.address}/compress?recipe={quote(recipe(served, chain))}")
     expect(page.locator("#estimate-card")).to_contain_text("of dense")
     bits = page.locator("#stage-1").get_by_label("Bits")
     bits.fill("1, 4")
@@ -44,7 +44,7 @@ def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, se
     # Two browsers watch the same queue, and one is reloaded midway.
     other = browser.new_context().new_page()
     other.goto(f"{served.address}/queue")
-    page.goto(f"{served.address}/queue")
+    visit(page, f"{served.address}/queue")
     expect(page.locator("#worker-state")).to_contain_text("Worker", timeout=PATIENCE)
     page.reload()
     for watching in (page, other):
@@ -55,7 +55,7 @@ def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, se
     expect(page.locator("#log-card")).to_be_visible()
 
     # All three are on the plot; a click opens one.
-    page.goto(served.address)
+    visit(page, served.address)
     points = page.locator("#pareto .scatterlayer .point")
     expect(points).to_have_count(3)
     points.nth(0).click(force=True)
@@ -109,7 +109,7 @@ def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, se
     assert {"artifact.safetensors", "recipe.json", "tokenizer.json"} <= names
 
     # What became of each linear: a cell of the map opens its numbers, two runs their difference.
-    page.goto(served.address)
+    visit(page, served.address)
     page.locator("#runs tbody tr").filter(has_text="rtn 3-bit").click()
     card.get_by_role("link", name="Layers").click()
     heat = page.locator("#heat .plot")
@@ -124,7 +124,7 @@ def test_a_run_goes_from_the_form_to_its_point_and_its_answers(page, browser, se
     expect(page.locator("#layer-card")).to_contain_text("difference")
 
     # Answers stand side by side with the dense model's, and where they part is marked.
-    page.goto(served.address)
+    visit(page, served.address)
     page.locator("#runs tbody tr").filter(has_text="rtn 3-bit").click()
     card.get_by_role("link", name="Compare").click()
     expect(page.locator("#numbers")).to_contain_text("to dense")

@@ -9,7 +9,7 @@ from backend.host import Host
 from backend.jobs import Jobs
 from backend.recipe import parse_recipe
 from tests.backend.queueing import wait_for
-from tests.browser.conftest import PATIENCE, fits, recipe
+from tests.browser.conftest import PATIENCE, fits, recipe, visit
 
 RTN = [{"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}]
 
@@ -25,7 +25,7 @@ def compared(served):
 
 
 def test_a_text_is_read_token_by_token_and_goes_on_from_a_forced_one(page, served, compared):
-    page.goto(f"{served.address}/compare?runs={compared},{compared}")
+    visit(page, f"{served.address}/compare?runs={compared},{compared}")
     expect(page.locator("#numbers")).to_be_visible()
     expect(page).to_have_url(re.compile(f"runs={compared}$"))
     page.get_by_role("tab", name="Read", exact=True).click()
@@ -61,7 +61,7 @@ def test_a_text_is_read_token_by_token_and_goes_on_from_a_forced_one(page, serve
 
 
 def test_a_set_of_prompts_fills_a_table_whose_cells_open(page, served, compared):
-    page.goto(f"{served.address}/compare?runs={compared}")
+    visit(page, f"{served.address}/compare?runs={compared}")
     page.get_by_role("tab", name="Ask many").click()
     page.locator("#questions textarea").fill("the scale\nof a group")
     page.locator("#ask-all").click()
@@ -74,7 +74,7 @@ def test_a_set_of_prompts_fills_a_table_whose_cells_open(page, served, compared)
 
 
 def test_a_set_of_prompts_that_is_stopped_keeps_what_was_written(page, served, compared):
-    page.goto(f"{served.address}/compare?runs={compared}")
+    visit(page, f"{served.address}/compare?runs={compared}")
     page.locator("#max-tokens input[type=number]").fill("400")
     page.get_by_role("tab", name="Ask many").click()
     page.locator("#questions textarea").fill("\n".join(f"the scale {number}" for number in range(40)))
@@ -88,7 +88,7 @@ def test_a_set_of_prompts_that_is_stopped_keeps_what_was_written(page, served, c
 
 
 def test_a_tasting_is_made_voted_on_a_phone_and_answered(page, browser, served, compared):
-    page.goto(f"{served.address}/tasting?runs={compared}")
+    visit(page, f"{served.address}/tasting?runs={compared}")
     page.locator("#taste-prompts textarea").fill("the scale\nof a group\nis stored")
     page.locator("#taste-chat input").uncheck()
     page.get_by_label("Title").fill("<b>Which?</b>")

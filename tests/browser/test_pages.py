@@ -6,12 +6,12 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import PATIENCE, fits
+from tests.browser.conftest import PATIENCE, fits, visit
 
 
 @pytest.mark.slow
 def test_a_claim_goes_from_the_button_to_its_verdict(page, served):
-    page.goto(f"{served.address}/papers?{urlencode({'model': served.wide, 'text': served.text})}")
+    visit(page, f"{served.address}/papers?{urlencode({'model': served.wide, 'text': served.text})}")
     claim = page.locator("[id='claim-quantize.gptq']")
     expect(claim).to_have_attribute("data-verdict", "not tested")
     claim.get_by_text("Formula and limits").click()
@@ -38,7 +38,7 @@ def test_every_page_fits_its_window_in_light_and_dark(page, served, scheme, widt
         ("budget", "#levels-card, #budget-problem .banner"), ("stories", ".panel"),
         ("surgery", "#cell-card, #surgery-problem .banner"),
     ):  # fmt: skip
-        page.goto(f"{served.address}/{path}")
+        visit(page, f"{served.address}/{path}")
         expect(page.locator(landmark).first).to_be_visible()
         assert fits(page), f"/{path} scrolls sideways at {width} px"
         dark = page.evaluate("document.body.classList.contains('dark')")

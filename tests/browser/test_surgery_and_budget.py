@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PATIENCE
+from tests.browser.conftest import PATIENCE, visit
 
 NAME = "model.layers.0.mlp.up_proj"
 
@@ -17,7 +17,7 @@ def of(served, page_name: str, **more: str) -> str:
 
 @pytest.mark.slow
 def test_levels_are_learned_a_plan_is_chosen_verified_and_shown_beside_its_prediction(page: Page, served):
-    page.goto(of(served, "budget"))
+    visit(page, of(served, "budget"))
     page.get_by_role("button", name="Learn the levels").click()
     expect(page.locator("#plan-card")).to_contain_text("predicted KL", timeout=PATIENCE)
     expect(page.locator("#plan-card")).to_contain_text("No plan of this model has been measured yet")
@@ -40,7 +40,7 @@ def test_levels_are_learned_a_plan_is_chosen_verified_and_shown_beside_its_predi
 
 
 def test_an_operation_on_one_linear_is_measured_beside_its_prediction(page: Page, served):
-    page.goto(of(served, "surgery", layer=NAME))
+    visit(page, of(served, "surgery", layer=NAME))
     expect(page.locator("#cell-card")).to_contain_text(NAME)
     if page.locator("#levels-card").count():
         page.get_by_role("button", name="Learn the levels").click()
@@ -54,10 +54,10 @@ def test_an_operation_on_one_linear_is_measured_beside_its_prediction(page: Page
 
 
 def test_a_view_of_explore_filters_holds_and_saves(page: Page, served):
-    page.goto(of(served, "budget"))
+    visit(page, of(served, "budget"))
     page.get_by_role("button", name="Verify 6 along the line").click()
     expect(page.locator("#verify-card")).to_contain_text("queued")
-    page.goto(f"{served.address}/?colour=family&find=" + "is:sound")
+    visit(page, f"{served.address}/?colour=family&find=" + "is:sound")
     row = page.locator("#runs tbody tr").first
     row.click(timeout=PATIENCE)
     expect(page.locator("#run-card")).to_contain_text("Reproduce")
