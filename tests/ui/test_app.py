@@ -9,7 +9,9 @@ import warnings
 from dataclasses import replace
 
 import pytest
+import torch
 
+from backend import precision
 from backend.errors import UserError
 from ui import app
 from ui.pages import about
@@ -89,6 +91,13 @@ def test_about_lists_every_method_and_metric(jobs):
         assert name in table
     assert "CC BY-SA 4.0" in about.sources(jobs)
     assert "transformers" in about.machine(jobs)
+
+
+def test_about_says_what_models_are_computed_in_and_how_fast_the_processor_is(jobs, monkeypatch):
+    assert "auto (measured at the first run)" in about.machine(jobs)
+    monkeypatch.setattr(precision, "_measured", {torch.bfloat16: 4.3, torch.float32: 23.5}.__getitem__)
+    precision.compute_dtype(torch.bfloat16, torch.device("cpu"), jobs.host)
+    assert "auto (float32 24 GFLOP/s, bfloat16 4 GFLOP/s)" in about.machine(jobs)
 
 
 def test_the_pages_do_no_model_work_and_know_no_database_engine():

@@ -9,8 +9,10 @@ from typing import Any
 import gradio as gr
 
 from backend.assets import EMBEDDED_MODEL
+from backend.host import Host
 from backend.jobs import Jobs
 from backend.models import CARDS
+from backend.precision import known_products
 from backend.registry import discover
 from backend.text import texts
 from store import results
@@ -107,6 +109,7 @@ def machine(jobs: Jobs) -> str:
             or say("about.none_alive"),
         ),
         (say("about.device_asked_for"), escape(host.device)),
+        (say("about.computed_in"), _computed(host)),
         (
             say("about.runs"),
             ", ".join(f"{number} {STATES[status]}" for status, number in sorted(counted.items()))
@@ -120,6 +123,13 @@ def machine(jobs: Jobs) -> str:
     ]
     told += [(name, _version(name)) for name in ("torch", "transformers", "gradio", "dbos")]
     return card(f"<h3>{say('about.this_machine')}</h3>{facts(told)}", "machine")
+
+
+def _computed(host: Host) -> str:
+    """What 16-bit models are computed in, and how fast this processor multiplies each type."""
+    known = sorted(known_products(host).items(), key=lambda pair: -pair[1])
+    speeds = ", ".join(say("about.product_speed", type=name, speed=f"{speed:,.0f}") for name, speed in known)
+    return escape(f"{host.compute} ({speeds or say('about.not_measured_yet')})")
 
 
 def _size(folder: Path) -> int:
