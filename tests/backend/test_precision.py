@@ -239,3 +239,44 @@ def test_what_one_type_computed_is_not_taken_for_the_other(
     first, second = (load_file(folder / "artifact.safetensors") for folder in (tmp_path / "float32", again))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+RTN = {"method": "quantize.rtn", "params": {"bits": 4, "group_size": 16}}
+WANDA = {"method": "prune.wanda", "params": {"pattern": "2:4"}}
+# What changes the whole model, runs it, or takes its gradients, in the smallest form.
+WHOLE: dict[str, dict[str, Any]] = {
+    "allocate.dp": {}, "allocate.fisher": {}, "allocate.owl": {}, "allocate.rank": {"rank": 4},
+    "allocate.evopress": {"generations": 1, "offspring": 2, "windows": 1},
+    "compensate.completion": {"rank": 4}, "compensate.eora": {"rank": 4}, "compensate.lqer": {"rank": 4},
+    "head.untie": {}, "head.vq_logits": {"codes": 40, "samples": 2, "epochs": 1},
+    "prune.blocks": {"blocks": 1, "score": "greedy"}, "prune.width": {"ratio": 0.25, "samples": 2},
+    "prune.maskllm": {"samples": 3, "epochs": 1}, "quantize.activations": {"search": 2},
+    "quantize.affinequant": {"group_size": 16, "samples": 3, "epochs": 1},
+    "quantize.awq": {"group_size": 16}, "recover.blocks": {"samples": 3, "epochs": 1},
+    "transform.hadamard": {}, "transform.smoothquant": {},
+}  # fmt: skip
+BEFORE = {"allocate.rank": [WANDA], "compensate": [WANDA], "recover": [RTN]}
+AFTER = {
+    "allocate": [GPTQ], "allocate.owl": [{"method": "prune.wanda", "params": {}}],
+    "allocate.rank": [{"method": "compensate.eora", "params": {"rank": 4}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_handles_the_whole_model_works_on_one_that_is_computed_wider(
+    name: str, ask: Callable[..., Recipe], tmp_path: Path, wide: Host
+) -> None:
+    kind = name.split(".", 1)[0]
+    chain = [
+        *BEFORE.get(name, BEFORE.get(kind, [])), {"method": name, "params": WHOLE[name]}, *AFTER.get(name, AFTER.get(kind, []))
+    ]  # fmt: skip
+    recipe, artifact = ask(*chain), tmp_path / "artifact.safetensors"
+    compress(recipe, wide, artifact, tmp_path / "scratch", silent)
+    kept = load_file(artifact)
+    assert kept["model.norm.weight"].dtype == torch.bfloat16
+    subject = Subject(recipe, wide, artifact, tmp_path / "scores", silent)
+    found = {one.metric: one for one in evaluate("divergence", subject).measurements}
+    assert found["divergence.kl"].protocol["compute_dtype"] == "float32"
+    assert 0 <= found["divergence.kl"].value < 5
+    types = {tensor.dtype for tensor in subject.opened.model.parameters()}
+    assert types == {torch.bfloat16}
