@@ -267,9 +267,8 @@ def test_what_handles_the_whole_model_works_on_one_that_is_computed_wider(
     name: str, ask: Callable[..., Recipe], tmp_path: Path, wide: Host
 ) -> None:
     kind = name.split(".", 1)[0]
-    chain = [
-        *BEFORE.get(name, BEFORE.get(kind, [])), {"method": name, "params": WHOLE[name]}, *AFTER.get(name, AFTER.get(kind, []))
-    ]  # fmt: skip
+    before, after = (each.get(name, each.get(kind, [])) for each in (BEFORE, AFTER))
+    chain = [*before, {"method": name, "params": WHOLE[name]}, *after]
     recipe, artifact = ask(*chain), tmp_path / "artifact.safetensors"
     compress(recipe, wide, artifact, tmp_path / "scratch", silent)
     kept = load_file(artifact)
