@@ -109,7 +109,7 @@ def shipped_points(x: charts.Axis, y: charts.Axis) -> charts.Figure | None:
         drawn = [trace for trace in view["figure"]["data"] if "customdata" in trace]
         working = [trace for trace in drawn if trace["marker"]["symbol"] != "x-thin-open"]
         return {
-            "type": "scatter", "mode": "markers", "name": say("explore.shipped_points", note=view["note"]),
+            "type": "scatter", "mode": "markers", "name": say("explore.shipped_points"),
             "x": [value for trace in working for value in trace["x"]],
             "y": [value for trace in working for value in trace["y"]],
             # No run of this store: nothing opens.

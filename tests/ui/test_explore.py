@@ -93,7 +93,7 @@ def test_the_shipped_front_stands_beside_the_first_runs_under_a_symbol_of_its_ow
     for row in made_up.RUNS[:5]:
         made_up.add_run(jobs.database, row)
     (trace,) = beside()
-    assert trace["name"].endswith("computed in bfloat16")
+    assert trace["name"].endswith("in bfloat16")
     assert len(trace["x"]) == len(trace["y"]) == len(trace["customdata"]) > 100
     assert {facts[0] for facts in trace["customdata"]} == {None}
     drawn = json.loads(explore.drawing(jobs.database, results.points(jobs.database), View()))
