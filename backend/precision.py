@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,12 @@ def _kept(file: Path) -> dict[str, float]:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, float) and value > 0}
 
 
+@cache
 def _processor() -> str:
     """What the speed of products depends on: the processor, torch, and limits set on their instructions."""
     told = platform.processor() or platform.machine()
@@ -171,10 +175,16 @@ def all_widened(model: Any, family: Family) -> Iterator[None]:
     units = [unit for unit in _units(model, family) if hasattr(unit, "narrow")]
     needed = sum(tensor.numel() * WIDE.itemsize for unit in units for *_, tensor in _narrower(unit))
     with ExitStack() as stack:
-        if needed <= _FREE_SHARE * psutil.virtual_memory().available:
+        if needed <= _FREE_SHARE * _free_bytes(model.device):
             for unit in units:
                 stack.enter_context(widened(unit))
         yield
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _units(model: Any, family: Family) -> list[nn.Module]:

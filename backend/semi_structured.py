@@ -10,6 +10,7 @@ from torch.sparse import to_sparse_semi_structured
 from backend.artifacts import compressed_modules
 from backend.linear import CompressedLinear
 from backend.parts import Sparse
+from backend.precision import WIDE
 
 _TYPES = (torch.float16, torch.bfloat16)
 
@@ -27,11 +28,12 @@ def sparse_kernels(
 ) -> Iterator[int]:
     """Let the 2:4 linears of a model run by sparse kernels for a while; yields how many do.
 
-    A linear stays dense where the device is no CUDA one, its type is not of 16 bits, something else is added
-    to its kept weights, or the kernels do not take its shape.
+    A linear stays dense where the device is no CUDA one, its type is not of 16 bits or is computed wider,
+    something else is added to its kept weights, or the kernels do not take its shape.
     """
     dense: dict[CompressedLinear, Tensor] = {}
-    for module in compressed_modules(model).values():
+    wider = getattr(model, "compute_dtype", None) == WIDE
+    for module in [] if wider else compressed_modules(model).values():
         if (packed := _converted(module, convert)) is not None:
             assert module.weight is not None
             dense[module] = module.weight

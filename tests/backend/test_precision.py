@@ -157,9 +157,12 @@ def test_products_are_really_measured_and_a_spoiled_file_is_measured_again(host:
     first = products(host, torch.float32)
     assert 0.01 < first < 1e6
     assert products(host, torch.float32) == first
-    (host.home / "products.json").write_text("{half")
-    assert 0.01 < products(host, torch.float32) < 1e6
-    assert json.loads((host.home / "products.json").read_text())
+    file = host.home / "products.json"
+    (key,) = json.loads(file.read_text())
+    for spoiled in ("{half", "[1]", json.dumps({key: "fast"}), json.dumps({key: -3.0})):
+        file.write_text(spoiled)
+        assert 0.01 < products(host, torch.float32) < 1e6
+        assert json.loads(file.read_text())[key] > 0
 
 
 def test_a_type_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Which linears go by the sparse kernels, and that their layout holds the same weights in half the room."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.sparse._semi_structured_conversions import (
@@ -27,9 +29,9 @@ def as_laid_out(weight):
 
 @pytest.fixture
 def pruned(host, tmp_path):
-    def opened(*stages, dtype=torch.bfloat16):
-        folder = make_model(tmp_path / "model", dtype=dtype, **SIZES)
-        return open_artifact(made(folder, host, tmp_path, *stages)[0], host).model
+    def opened(*stages, dtype=torch.bfloat16, compute="bfloat16"):
+        folder, here = make_model(tmp_path / "model", dtype=dtype, **SIZES), replace(host, compute=compute)
+        return open_artifact(made(folder, here, tmp_path, *stages)[0], here).model
 
     return opened
 
@@ -65,6 +67,13 @@ def test_afterwards_every_weight_is_the_dense_one_again(pruned):
 def test_anything_but_two_of_four_plain_weights_stays_dense(pruned, stages, dtype):
     with sparse_kernels(pruned(*stages, dtype=dtype), as_laid_out) as count:
         assert count == 0
+
+
+def test_weights_that_are_computed_wider_than_they_are_stored_stay_dense(pruned):
+    model = pruned(PRUNE, compute="float32")
+    with torch.inference_mode(), sparse_kernels(model, as_laid_out) as count:
+        assert count == 0
+        assert model(IDS).logits.dtype == torch.float32
 
 
 def test_without_a_cuda_device_nothing_is_converted(pruned):
