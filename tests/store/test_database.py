@@ -31,23 +31,24 @@ def test_every_migration_can_be_taken_back(database: Database) -> None:
     assert inspect(database.engine).get_table_names() == ["alembic_version"]
 
 
+def comparable(database: Database, target: Callable[[Config, str], None], revision: str) -> str:
+    """What the one protocol of a database compares with, at a revision."""
+    config = migrations()
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        target(config, revision)
+        return str(connection.execute(text("SELECT comparable FROM protocols")).scalar())
+
+
 def test_numbers_stored_before_devices_were_told_apart_are_told_apart_too(database: Database) -> None:
     stamp = {"text": "t", "digest": "d", "window": 8, "device": "cpu"}
     asked = {"digest": "a" * 64, "name": "a", "recipe": "{}", "model": "tiny", "chain": "dense"}
     run_id = runs.create_run(database, **asked)[0]
     number = {"metric": "perplexity", "value": 2.0, "protocol": stamp}
     measurements.save_measurements(database, run_id, measurements=[number])
-    config = migrations()
-
-    def comparable(target: Callable[[Config, str], None], revision: str) -> str:
-        with database.write() as connection:
-            config.attributes["connection"] = connection
-            target(config, revision)
-            return str(connection.execute(text("SELECT comparable FROM protocols")).scalar())
-
-    old = comparable(command.downgrade, "0001")
+    old = comparable(database, command.downgrade, "0001")
     assert old == measurements.protocol_digests({"text": "t", "digest": "d", "window": 8})[1]
-    new = comparable(command.upgrade, "head")
+    new = comparable(database, command.upgrade, "head")
     assert new == measurements.protocol_digests(stamp)[1] != old
 
 
@@ -61,16 +62,8 @@ def test_numbers_stored_before_the_type_of_computations_was_told_compare_with_th
     run_id = runs.create_run(database, digest="a" * 64, name="a", recipe="{}", model="tiny", chain="dense")[0]
     number = {"metric": "perplexity", "value": 2.0, "protocol": before}
     measurements.save_measurements(database, run_id, measurements=[number])
-    config = migrations()
-
-    def comparable(target: Callable[[Config, str], None], revision: str) -> str:
-        with database.write() as connection:
-            config.attributes["connection"] = connection
-            target(config, revision)
-            return str(connection.execute(text("SELECT comparable FROM protocols")).scalar())
-
-    assert comparable(command.downgrade, "0004") != told
-    assert comparable(command.upgrade, "head") == told
+    assert comparable(database, command.downgrade, "0004") != told
+    assert comparable(database, command.upgrade, "head") == told
 
 
 @pytest.mark.parametrize(("journal", "mode"), [("wal", "wal"), ("delete", "delete")])
