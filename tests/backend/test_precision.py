@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from backend import precision
 from backend.artifacts import OpenModel, load_model, open_artifact
+from backend.effort import first_rates
 from backend.errors import UserError
 from backend.evaluate import Subject, evaluate
 from backend.families import blocks_of
@@ -163,6 +164,25 @@ def test_products_are_really_measured_and_a_spoiled_file_is_measured_again(host:
         file.write_text(spoiled)
         assert 0.01 < products(host, torch.float32) < 1e6
         assert json.loads(file.read_text())[key] > 0
+
+
+def test_first_estimates_follow_the_measured_products() -> None:
+    """Products three times slower make a pass twice as slow: half of it was products."""
+    known, slow = first_rates(390.0, 130.0), first_rates(130.0, 65.0)
+    assert first_rates(None, None) == known
+    assert slow["pass"] == pytest.approx(2 * known["pass"])
+    assert slow["score"] == pytest.approx(2 * known["score"])
+    assert slow["gram"] == pytest.approx(2 * known["gram"])
+    assert {unit for unit in known if slow[unit] != known[unit]} == {"pass", "score", "gram"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_stored_type_is_known_before_the_weights_are_loaded(
+    dtype: torch.dtype, tmp_path: Path, host: Host
+) -> None:
+    layout = facts(str(make_model(tmp_path / "model", dtype=dtype)), host)
+    assert layout.stored_dtype == str(dtype).removeprefix("torch.")
+    assert load_model(layout, host).model.dtype == dtype
 
 
 def test_a_type_that_is_none_is_refused(tmp_path: Path) -> None:
