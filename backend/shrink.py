@@ -90,6 +90,21 @@ def drop_blocks(model: Any, family: Family, dropped: Collection[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
+def few_blocks(model: Any, family: Family, kept: Collection[int]) -> Any:
+    """A copy in float32 of a model with only some of its blocks."""
+    parent, _, child = family.blocks.rpartition(".")
+    holder, blocks = model.get_submodule(parent), blocks_of(model, family)
+    empty = nn.ModuleList(block if number in kept else nn.Identity() for number, block in enumerate(blocks))
+    setattr(holder, child, empty)
+    try:
+        few = copy.deepcopy(model).float()
+    finally:
+        setattr(holder, child, blocks)
+    few.compute_dtype = torch.float32
+    drop_blocks(few, family, set(range(len(blocks))) - set(kept))
+    return few
+
+
 def heads_of(layout: ModelFacts) -> int:
     """Number of key-value heads of a block, each with the query heads that share it; 0 where none can go."""
     return int(layout.config.get("num_key_value_heads") or layout.config.get("num_attention_heads") or 0) * (
