@@ -101,6 +101,7 @@ def load_tokenizer(model: str, host: Host) -> Any:
         raise UserError(f"model {model}: its tokenizer cannot be read ({reason})") from None
 
 
+@torch.inference_mode(False)
 def load_model(facts: ModelFacts, host: Host) -> OpenModel:
     """The dense model in its stored type on the host's device.
 
@@ -261,6 +262,7 @@ def tensor_sizes(path: Path) -> dict[str, int]:
     return sizes
 
 
+@torch.inference_mode(False)
 def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
     """The compressed model, each weight decoded from the stored parts; `packed` decodes in each call."""
     transformers_logging.set_verbosity_error()

@@ -14,16 +14,17 @@ still can have gradients in a build without CUDA; Python sees `cuda:0`.
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("cuda:0")
 _HOME = str(Path(__file__).parent.parent)
@@ -48,10 +49,11 @@ class OnDevice(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnDevice":
-        made = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, device="meta",
-        )  # fmt: skip
+        with torch.inference_mode(inner.is_inference()):
+            made = Tensor._make_wrapper_subclass(
+                cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+                dtype=inner.dtype, device="meta",
+            )  # fmt: skip
         made.inner = inner
         return made
 
@@ -91,7 +93,8 @@ class Rehearsal(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
-        self._moving = False
+        # Whether `meta` is asked for by name.
+        self._meant = False
 
     @property
     def synchronisations(self) -> int:
@@ -100,7 +103,7 @@ class Rehearsal(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
-        given = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+        given = [one for one in _flat((args, kwargs)) if isinstance(one, Tensor)]
         mine = [one for one in given if isinstance(one, OnDevice)]
         target = self._target(name, args, kwargs)
         there = bool(mine) if target is None else _of_device(target)
@@ -108,7 +111,7 @@ class Rehearsal(TorchDispatchMode):
             return func(*args, **kwargs)
         if name == "_fused_sdp_choice":
             return 0
-        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        if _is_composite(func):
             # What the parts do is what a GPU does, and some of them wait.
             with self:
                 return func.decompose(*args, **kwargs)
@@ -121,7 +124,7 @@ class Rehearsal(TorchDispatchMode):
         if mine and self._waits(name, args, there):
             self.waits[f"{name} at {_line()}"] += 1
         wrappers = {id(one.inner): one for one in mine}
-        args, kwargs = tree_map(_inner, (args, kwargs))
+        args, kwargs = _mapped(_inner, (args, kwargs))
         if "device" in kwargs and there:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         out = func(*args, **kwargs)
@@ -135,19 +138,19 @@ class Rehearsal(TorchDispatchMode):
                 raise NotImplementedError(f"{func}: changes a shape in place")
             return OnDevice(one) if found is None else found
 
-        return tree_map(wrapped, out)
+        return _mapped(wrapped, out)
 
     def _target(self, name: str, args: Any, kwargs: dict[str, Any]) -> torch.device | None:
-        """The device that the call asks for. For torch a tensor of ours is of `meta`, which is meant where
-        one is asked for beside such a tensor, as the value of an item, or by a gradient on its way back."""
-        target = next((one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.device)), None)
+        """The device that the call asks for. Where torch makes a tensor beside one of ours it asks for
+        `meta`; transformers, which means it, opens a context first."""
+        flat = _flat((args, kwargs))
+        target = next((one for one in flat if isinstance(one, torch.device)), None)
         if name == "copy_":
             return args[0].device
         if target is None or target.type != "meta":
             return target
-        ours = any(isinstance(one, OnDevice) for one in tree_flatten(args)[0])
-        back = torch._C._current_graph_task_id() != -1
-        return DEVICE if ours or back or self._moving or name == "scalar_tensor" else target
+        beside = any(isinstance(one, Tensor) and one.device.type == "meta" for one in flat)
+        return target if self._meant or beside else DEVICE
 
     def to(self, tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
         """Tensor.to, for which a tensor of ours is of another device than it says."""
@@ -156,25 +159,44 @@ class Rehearsal(TorchDispatchMode):
         else:
             device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         device, dtype = device or tensor.device, dtype or tensor.dtype
-        if not _of_device(device):
-            return torch._C.TensorBase.to(tensor, device, dtype, copy=copy)
-        if isinstance(tensor, OnDevice):
-            return (
-                tensor
-                if dtype == tensor.dtype and not copy
-                else torch._C.TensorBase.to(tensor, dtype, copy=copy)
-            )
-        self._moving = True
+        if isinstance(tensor, OnDevice) and _of_device(device):
+            same = dtype == tensor.dtype and not copy
+            return tensor if same else torch._C.TensorBase.to(tensor, dtype, copy=copy)
+        place = torch.device("meta") if _of_device(device) else device
+        with self.meaning(device):
+            return torch._C.TensorBase.to(tensor, place, dtype, copy=copy)
+
+    @contextmanager
+    def meaning(self, device: torch.device) -> Iterator[None]:
+        """While it is open, `meta` is meant where it is asked for, if `device` is that."""
+        before, self._meant = self._meant, device.type == "meta"
         try:
-            return torch._C.TensorBase.to(tensor, "meta", dtype)
+            yield
         finally:
-            self._moving = False
+            self._meant = before
 
     def _waits(self, name: str, args: Any, there: bool) -> bool:
         if name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
             masks = (torch.bool, torch.uint8)
             return any(isinstance(one, OnDevice) and one.dtype in masks for one in args[1])
         return name in _WAITING or (name in ("_to_copy", "copy_") and not there)
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+def _flat(one: Any) -> list[Any]:
+    if isinstance(one, dict):
+        one = list(one.values())
+    return [leaf for part in one for leaf in _flat(part)] if isinstance(one, list | tuple) else [one]
+
+
+def _mapped(change: Callable[[Any], Any], one: Any) -> Any:
+    if isinstance(one, dict):
+        return {name: _mapped(change, part) for name, part in one.items()}
+    return type(one)(_mapped(change, part) for part in one) if type(one) in (list, tuple) else change(one)
 
 
 def _inner(one: Any) -> Any:
@@ -277,11 +299,17 @@ def rehearsal() -> Iterator[Rehearsal]:
         "memory_allocated": lambda device=None: _PEAK_BYTES, "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda device=None: None, "synchronize": lambda device=None: None,
     }  # fmt: skip
-    mode = Rehearsal()
+    mode, context = Rehearsal(), DeviceContext.__torch_function__
+
+    def inside(self: DeviceContext, *args: Any, **kwargs: Any) -> Any:
+        with mode.meaning(self.device):
+            return context(self, *args, **kwargs)
+
     with (
         patch.multiple(torch.cuda, **told), patch.object(torch, "tensor", moved(real)),
         patch.object(torch, "as_tensor", moved(real_as)), patch.object(torch, "Generator", _Generator),
         patch.object(Tensor, "to", lambda *args, **kwargs: mode.to(*args, **kwargs)),
+        patch.object(DeviceContext, "__torch_function__", inside),
         patch.object(Tensor, "cuda", lambda tensor, *args: mode.to(tensor, DEVICE)),
         patch.object(_Generator, "on_device", {}), _parameters_stay_shared(), mode,
     ):  # fmt: skip

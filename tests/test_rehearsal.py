@@ -50,7 +50,9 @@ def test_what_is_made_for_the_device_is_there(make):
 def test_what_is_made_for_nothing_stays_on_the_cpu():
     with rehearsal():
         assert torch.tensor([1.0]).device == torch.zeros(2).device == torch.device("cpu")
-        assert torch.zeros(2, device="meta").is_meta
+        assert torch.zeros(2).to("meta").is_meta
+        with torch.device("meta"):
+            assert nn.Linear(2, 2).weight.is_meta
 
 
 def _refused(act):
@@ -104,6 +106,7 @@ def test_tensors_of_two_devices_do_not_meet(act, inference):
         lambda there, here: there.clone().copy_(here),
         lambda there, here: there.clamp(min=here[0, 0]),
         lambda there, here: nn.functional.scaled_dot_product_attention(*[there[None]] * 3)[0],
+        lambda there, here: nn.functional.scaled_dot_product_attention(*[there[None]] * 3, is_causal=True)[0],
     ],
 )  # fmt: skip
 def test_what_cuda_allows_is_allowed_and_right(act, inference):
