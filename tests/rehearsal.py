@@ -105,6 +105,8 @@ class Rehearsal(TorchDispatchMode):
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
         given = [one for one in _flat((args, kwargs)) if isinstance(one, Tensor)]
         mine = [one for one in given if isinstance(one, OnDevice)]
+        # No memory of this machine is known to a GPU.
+        kwargs = {**kwargs, "pin_memory": False} if kwargs.get("pin_memory") else kwargs
         target = self._target(name, args, kwargs)
         there = bool(mine) if target is None else _of_device(target)
         if not mine and not there and kwargs.get("generator") is None:
