@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from backend.parts import Input
 from backend.solvers.floats import largest, nearest
 from backend.solvers.hadamard import hadamard
 
+# The matrices in use, by size, device and type: moving one there costs more than the product of a few tokens.
+_MATRICES: WeakValueDictionary[tuple[int, torch.device, torch.dtype], Tensor] = WeakValueDictionary()
 # Below it a token is all zeros, whose rounding changes nothing.
 _LEAST_RANGE = 1e-12
 
@@ -19,7 +22,7 @@ class Rotated(Input):
     """x H with the orthogonal Hadamard matrix H [in, in] of `hadamard`; it is made from its size, so free."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x @ self._matrix(x)
+        return x @ self._kept(x)
 
     def of_weight(self, weight: Tensor) -> Tensor:
         return (weight.double() @ self._matrix(weight).double()).float()
@@ -30,6 +33,16 @@ class Rotated(Input):
 
     def undo(self, weight: Tensor) -> Tensor:
         return (weight.double() @ self._matrix(weight).double().T).float()
+
+    def _kept(self, like: Tensor) -> Tensor:
+        """The matrix as one for all that turn inputs like these; it stays as long as one of them does."""
+        key = (self.shape[1], like.device, like.dtype)
+        matrix = _MATRICES.get(key)
+        if matrix is None:
+            with torch.inference_mode(False):
+                matrix = _MATRICES[key] = self._matrix(like)
+        self.__dict__["matrix"] = matrix
+        return matrix
 
     def _matrix(self, like: Tensor) -> Tensor:
         return hadamard(self.shape[1]).to(like.device, like.dtype)

@@ -128,7 +128,7 @@ class TurnedPlanes(Planes):
         return unmixed / self.stretch.float()
 
 
-def patterns(planes: int, signed: bool, offset: bool, device: torch.device | str = "cpu") -> Tensor:
+def patterns(planes: int, signed: bool, offset: bool, device: torch.device) -> Tensor:
     """What each code adds up [2**planes, planes (+ 1)]: 0 or 1 (-1 or 1) a plane, and 1 for the offset."""
     codes = torch.arange(2**planes, device=device)
     bits = ((codes[:, None] >> torch.arange(planes, device=device)) & 1).float()

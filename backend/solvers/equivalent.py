@@ -33,7 +33,7 @@ class Site:
         scale = values[f"{self.feed.name}:scale"].clamp(min=FLOOR).view(-1, self.width)
         if self.width == 1:
             return scale[..., None]
-        place = torch.arange(self.width)
+        place = torch.arange(self.width, device=scale.device)
         away = (place[:, None] - place).abs()
         beside = (away > 0) & (away < reach)
         return torch.diag_embed(scale) + values[f"{self.feed.name}:beside"] * beside * factor

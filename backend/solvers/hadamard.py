@@ -14,6 +14,7 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def hadamard(size: int) -> Tensor:
     """H / sqrt(size) [size, size] float64; ValueError for a size that no construction here has."""
     rest, doublings = size, 0

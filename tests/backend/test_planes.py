@@ -50,7 +50,7 @@ def test_decodes_to_the_sum_of_scaled_planes(block, signed, offset, terms, maske
 @pytest.mark.parametrize(("signed", "offset"), [(False, True), (True, False)])
 def test_each_weight_gets_the_nearest_of_its_blocks_levels(signed, offset):
     part = made(signed=signed, offset=offset, planes=3)
-    levels = part.coefficients() @ patterns(3, signed, offset).T
+    levels = part.coefficients() @ patterns(3, signed, offset, torch.device("cpu")).T
     values, dense = blocked(random(7, 20), (3, 8)), blocked(part.dense(), (3, 8))
     inside = blocked(torch.ones(7, 20), (3, 8)).bool()
     best = (values[..., None] - levels[:, None, :]).abs().amin(dim=-1)

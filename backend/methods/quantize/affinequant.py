@@ -165,8 +165,9 @@ def _start(
     for name, weight in weights.items():
         for end in ("high", "low"):
             key = f"{name}:{end}"
-            start[key] = torch.full((len(weight), groups_of(weight.shape[1], group_size)), wide)
-            units[key], rates[key] = torch.ones(()), clip_rate
+            groups = groups_of(weight.shape[1], group_size)
+            start[key] = torch.full((len(weight), groups), wide, device=weight.device)
+            units[key], rates[key] = torch.ones((), device=weight.device), clip_rate
     largest = _largest(block, weights)
     for site in sites:
         key, names = f"{site.feed.name}:scale", site.names
@@ -180,7 +181,7 @@ def _start(
         if site.width > 1:
             heads = scale.view(-1, site.width)
             key = f"{site.feed.name}:beside"
-            start[key] = torch.zeros(len(heads), site.width, site.width)
+            start[key] = heads.new_zeros(len(heads), site.width, site.width)
             units[key], rates[key] = (heads[:, :, None] * heads[:, None, :]).sqrt(), scale_rate
     return start, units, rates
 

@@ -50,7 +50,7 @@ def fdb(
     layer: Layer, *, group_size: GroupSize = 64, start: Start = "least_squares", rounds: Rounds = 8
 ) -> tuple[Part, ...]:
     """Two planes of the weight so far."""
-    known = patterns(2, signed=False, offset=False)
+    known = patterns(2, signed=False, offset=False, device=layer.weight.device)
 
     def fit(values: Tensor, counted: Tensor | None) -> Tensor:
         top = (values if counted is None else values * counted).abs().amax(dim=1)

@@ -60,7 +60,7 @@ def hlq(
     damping: Damping = 0.01,
 ) -> tuple[Part, ...]:
     """Bit planes of the weight so far."""
-    known = patterns(bits, signed=False, offset=True)
+    known = patterns(bits, signed=False, offset=True, device=layer.weight.device)
 
     def fit(values: Tensor, counted: Tensor | None) -> Tensor:
         return fit_planes(values, counted, _even(values, counted, bits), known, rounds, in_float16)

@@ -115,7 +115,7 @@ def shiftadd(
 ) -> tuple[Part, ...]:
     """Sign planes of the weight so far."""
     rows, inputs = layer.weight.shape
-    known = patterns(bits, signed=True, offset=False)
+    known = patterns(bits, signed=True, offset=False, device=layer.weight.device)
     block = _block(rows, inputs, group_size, scales)
 
     def fit(values: Tensor, counted: Tensor | None) -> Tensor:

@@ -55,7 +55,7 @@ def hadamard(work: Work, *, heads: Heads = True, online: Online = True) -> None:
     head: Any = model.get_submodule(family.head)
     embedding: Any = model.get_submodule(family.embeddings[0])
     size = embedding.weight.shape[1]
-    turn = _turn(size, work.rng)
+    turn = _turn(size, work.rng).to(embedding.weight.device)
     final: Any = model.get_submodule(family.final_norm)
     with torch.no_grad():
         head.weight.copy_(_turned(head.weight.double() * final.weight.double(), turn))
@@ -97,8 +97,8 @@ def _turn_heads(work: Work, block: int) -> None:
         return
     value = f"{family.blocks}.{block}.{family.feeds[1]}"
     (out,) = family.group_names(block)[1]
-    small = matrices.hadamard(width)
     rows = weight_of(model, family, value).double()
+    small = matrices.hadamard(width).to(rows.device)
     set_weight(model, family, value, (small.T @ rows.view(-1, width, rows.shape[1])).view_as(rows))
     bias = getattr(model.get_submodule(value), "bias", None)
     if bias is not None:

@@ -1,0 +1,88 @@
+"""Everything that computes runs on a rehearsed GPU, and makes of the same seeds what the CPU makes."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.methods.prune.wanda import wanda
+from backend.parts import Part, combined
+from backend.registry import Method
+from backend.views import Layer
+from tests.layers import after, random_layer
+from tests.rehearsal import rehearsal
+from tests.test_every_method import LAYER_METHODS, base, run
+
+
+def on_device(layer: Layer) -> Layer:
+    """The layer as a GPU holds it; its generator stays on the CPU, as the walk makes it."""
+    moved = {
+        field.name: value.to("cuda")
+        for field in dataclasses.fields(layer.statistics)
+        if isinstance(value := getattr(layer.statistics, field.name), Tensor)
+    }
+    statistics = dataclasses.replace(layer.statistics, **moved, _cache={})
+    parts = tuple(part.to("cuda") for part in layer.parts)
+    return Layer(layer.name, layer.weight.to("cuda"), parts, statistics, layer.rng, layer.dtype)
+
+
+def tensors_of(parts: tuple[Part, ...]) -> list[Tensor]:
+    return [tensor for part in parts for tensor in part.tensors().values()]
+
+
+def variants(found: Method) -> Iterator[dict[str, Any]]:
+    """The defaults of a method, and each choice of each of its parameters in turn."""
+    yield {}
+    for name, field in found.params.model_fields.items():
+        values = [True, False] if field.annotation is bool else get_args(field.annotation)
+        yield from ({name: value} for value in values if value != field.default)
+
+
+# Numbers that lead to code of their own.
+NUMBERS = {
+    "quantize.activations": [
+        {"per": "channel", "number": "float", "exponent_bits": 0, "search": 3},
+        {"per": "tensor", "search": 3},
+    ],
+    "quantize.quantease": [{"outliers": 0.02}, {"outliers": 0.02, "start": "gptq"}],
+    "quantize.rtn": [{"group_size": -1}],
+    "quantize.shiftadd": [{"scales": "column", "incoherent": True, "group_size": 16}],
+    "compensate.eora": [{"factor_bits": 4}, {"rank": 0}],
+    "compensate.completion": [{"factor_bits": 4}],
+    "compensate.lqer": [{"factor_bits": 4}],
+}
+CASES = [
+    (found, changes) for found in LAYER_METHODS for changes in (*variants(found), *NUMBERS.get(found.id, ()))
+]
+AFTER_PRUNING = [found for found in LAYER_METHODS if found.kind in ("quantize", "prune", "compensate")]
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"), CASES, ids=[f"{found.id} {changes or ''}" for found, changes in CASES]
+)
+def test_a_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, changes):
+    expected = combined(run(found, base(found, random_layer()[0]), **changes))
+    layer = base(found, random_layer()[0])
+    with rehearsal():
+        parts = run(found, on_device(layer), **changes)
+        assert {tensor.device.type for tensor in tensors_of(parts)} <= {"cuda"}
+        made = combined(parts)
+        assert made.device.type == "cuda"
+        torch.testing.assert_close(made.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["free", "2:4"])
+@pytest.mark.parametrize("found", AFTER_PRUNING, ids=[found.id for found in AFTER_PRUNING])
+def test_a_pruned_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, pattern):
+    pruned = [
+        after(layer, wanda(layer, sparsity=0.7, pattern=pattern))
+        for layer, _ in (random_layer(), random_layer())
+    ]
+    expected = combined(run(found, pruned[0]))
+    with rehearsal():
+        made = combined(run(found, on_device(pruned[1])))
+        assert made.device.type == "cuda"
+        torch.testing.assert_close(made.cpu(), expected, rtol=1e-4, atol=1e-4)
