@@ -40,6 +40,7 @@ _EARLY, _MIDDLE = "model.layers.[23].*", "model.layers.1[45].*"
 PLACES = {
     "compensate.eora": _EARLY,
     "factorize.svdllm": _EARLY,
+    "prune.dsnot": _MIDDLE,
     "prune.wanda": _EARLY,
     "quantize.affinequant": None,
     "quantize.activations": _EARLY,
