@@ -69,7 +69,7 @@ REFINES: dict[str, tuple[Callable[[], Parts], Error, float]] = {
     "quantize.fdb": (lambda: made("quantize.rtn", bits=2), weight_error, 0.9),
     "quantize.gptq": (lambda: made("quantize.rtn"), output_error, 0.6),
     "quantize.hlq": (lambda: made("quantize.gptq", bits=2), output_error, 0.9),
-    "quantize.hqq": (lambda: made("quantize.rtn", zero="float"), sparse_error, 0.98),
+    "quantize.hqq": (lambda: made("quantize.hqq", rounds=0), sparse_error, 0.98),
     "quantize.llm_fp4": (lambda: made("quantize.rtn", symmetric=True), output_error, 0.8),
     "quantize.quantease": (lambda: made("quantize.gptq"), output_error, 0.95),
     "quantize.shiftadd": (lambda: made("quantize.gptq", bits=2, group_size=-1), output_error, 0.6),
@@ -107,3 +107,8 @@ def test_at_its_defaults_rounded_activations_move_a_little():
 def test_at_its_defaults_dsnot_swaps_half_a_percent_to_five_percent_of_wandas_mask():
     ours, wandas = made("prune.dsnot")[0], made("prune.wanda", sparsity=0.6)[0]
     assert 0.005 < float((ours.kept() != wandas.kept()).float().mean()) < 0.05
+
+
+def test_at_its_defaults_hqq_groups_along_outputs_and_loses_less_than_along_a_row():
+    along_rows = made("quantize.rtn", zero="float")
+    assert output_error(made("quantize.hqq")) < 0.6 * output_error(along_rows)
