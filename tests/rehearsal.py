@@ -318,7 +318,8 @@ def rehearsal() -> Iterator[Rehearsal]:
             return context(self, *args, **kwargs)
 
     with (
-        _constructors_known_anew(), patch.multiple(torch.cuda, **told), patch.object(torch, "tensor", moved(real)),
+        _constructors_known_anew(), patch.multiple(torch.cuda, **told),
+        patch.object(torch, "tensor", moved(real)),
         patch.object(torch, "as_tensor", moved(real_as)), patch.object(torch, "Generator", _Generator),
         patch.object(Tensor, "to", lambda *args, **kwargs: mode.to(*args, **kwargs)),
         patch.object(DeviceContext, "__torch_function__", inside),
