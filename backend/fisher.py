@@ -47,7 +47,8 @@ def sensitivities(
         for block in range(blocks):
             progress(Update("sensitivity", block, blocks, f"block {block + 1} of {blocks}"))
             kept = [
-                load_file(Path(folder) / f"{number}-{block}.safetensors") for number in range(len(tokens))
+                load_file(Path(folder) / f"{number}-{block}.safetensors", device=str(opened.device))
+                for number in range(len(tokens))
             ]
             for name, levels in changes(block).items():
                 found[name] = [
@@ -72,23 +73,21 @@ def weight_gradients(
             _record(opened, ids.to(opened.device), None, Path(folder), number)
         for block in range(len(blocks_of(opened.model, opened.family))):
             kept = [
-                load_file(Path(folder) / f"{number}-{block}.safetensors") for number in range(len(tokens))
+                load_file(Path(folder) / f"{number}-{block}.safetensors", device=str(opened.device))
+                for number in range(len(tokens))
             ]
             for name in (name for group in opened.family.group_names(block) for name in group):
                 total = sum(k[f"{name}#g"].float().T @ k[f"{name}#x"].float() for k in kept)
                 assert isinstance(total, Tensor)
-                yield name, (total / scored).to(opened.device)
+                yield name, total / scored
 
 
 def _cost(change: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> float:
-    total, tokens = 0.0, 0
+    total = torch.zeros((), dtype=torch.float64, device=change.device)
     for x, gradient in seen:
-        error = x.to(change.device) @ change.T.to(x.dtype)
-        total += float(
-            (error.float() * gradient.to(change.device).float()).sum(dim=1).square().sum(dtype=torch.float64)
-        )
-        tokens += len(x)
-    return total / 2 / tokens
+        error = x @ change.T.to(x.dtype)
+        total += (error.float() * gradient.float()).sum(dim=1).square().sum(dtype=torch.float64)
+    return float(total) / 2 / sum(len(x) for x, _ in seen)
 
 
 def _record(

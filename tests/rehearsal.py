@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._device import DeviceContext
+from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("cuda:0")
@@ -38,6 +38,7 @@ _WAITING = {
     "unique_consecutive", "repeat_interleave", "bincount", "_linalg_check_errors", "_linalg_eigh",
     "_linalg_svd", "linalg_lstsq",
 }  # fmt: skip
+_PRODUCTS = {"mm", "bmm", "addmm", "addmv", "baddbmm", "matmul", "linear", "einsum"}
 _FREE_BYTES, _ALL_BYTES, _PEAK_BYTES = 60 * 2**30, 80 * 2**30, 2**20
 
 
@@ -93,6 +94,8 @@ class Rehearsal(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        # Products of matrices that were left to the CPU, by operation and line.
+        self.products: Counter[str] = Counter()
         # Whether `meta` is asked for by name.
         self._meant = False
 
@@ -110,6 +113,8 @@ class Rehearsal(TorchDispatchMode):
         target = self._target(name, args, kwargs)
         there = bool(mine) if target is None else _of_device(target)
         if not mine and not there and kwargs.get("generator") is None:
+            if name in _PRODUCTS:
+                self.products[f"{name} at {_line()}"] += 1
             return func(*args, **kwargs)
         if name == "_fused_sdp_choice":
             return 0
@@ -278,6 +283,8 @@ def _parameters_stay_shared() -> Iterator[None]:
 @contextmanager
 def rehearsal() -> Iterator[Rehearsal]:
     """The device of a machine that has one, as far as this process can tell while it is open."""
+    # torch keeps the functions it finds at the first call: these must be its own.
+    _device_constructors()
     real, real_as = torch.tensor, torch.as_tensor
 
     def moved(make: Any) -> Any:

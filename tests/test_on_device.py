@@ -66,8 +66,9 @@ AFTER_PRUNING = [found for found in LAYER_METHODS if found.kind in ("quantize", 
 def test_a_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, changes):
     expected = combined(run(found, base(found, random_layer()[0]), **changes))
     layer = base(found, random_layer()[0])
-    with rehearsal():
+    with rehearsal() as device:
         parts = run(found, on_device(layer), **changes)
+        assert not device.products
         assert {tensor.device.type for tensor in tensors_of(parts)} <= {"cuda"}
         made = combined(parts)
         assert made.device.type == "cuda"

@@ -192,6 +192,19 @@ def test_each_wait_for_the_device_is_counted(act, count, inference):
         assert all("tests/test_rehearsal.py:" in where for where in device.waits)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_products_that_are_left_to_the_cpu_are_counted(inference):
+    here = torch.ones(2, 2)
+    with torch.inference_mode(inference), rehearsal() as device:
+        there = here.to("cuda")
+        nn.functional.linear(there @ there, there)
+        assert not device.products
+        here @ here
+        nn.functional.linear(here, here)
+        assert device.products.total() == 2
+        assert all("tests/test_rehearsal.py:" in where for where in device.products)
+
+
 def test_to_its_own_device_is_no_copy():
     with rehearsal():
         x = torch.ones(2, device="cuda")
@@ -243,4 +256,6 @@ def test_outside_of_the_rehearsal_its_tensors_are_refused_and_everything_is_as_b
     with pytest.raises(RuntimeError, match="outside"):
         there + 1
     assert real == (torch.tensor, torch.Generator, torch.cuda.is_available)
+    with torch.device("meta"):
+        assert torch.tensor([1.0]).is_meta
     assert "to" not in Tensor.__dict__
