@@ -10,10 +10,15 @@ from torch import Tensor
 from backend.methods.prune.wanda import wanda
 from backend.parts import Part, combined
 from backend.registry import Method
+from backend.views import Layer
 from tests.layers import after, random_layer
 from tests.rehearsal import rehearsal
 from tests.synchronisations import on_device, waits
 from tests.test_every_method import LAYER_METHODS, base, run
+
+
+def small_layer() -> Layer:
+    return random_layer(rows=24, inputs=64, tokens=256)[0]
 
 
 def tensors_of(parts: tuple[Part, ...]) -> list[Tensor]:
@@ -51,8 +56,8 @@ AFTER_PRUNING = [found for found in LAYER_METHODS if found.kind in ("quantize", 
     ("found", "changes"), CASES, ids=[f"{found.id} {changes or ''}" for found, changes in CASES]
 )
 def test_a_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, changes):
-    expected = combined(run(found, base(found, random_layer()[0]), **changes))
-    layer = base(found, random_layer()[0])
+    expected = combined(run(found, base(found, small_layer()), **changes))
+    layer = base(found, small_layer())
     with rehearsal() as device:
         parts = run(found, on_device(layer), **changes)
         assert not device.products
@@ -66,8 +71,7 @@ def test_a_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, changes)
 @pytest.mark.parametrize("found", AFTER_PRUNING, ids=[found.id for found in AFTER_PRUNING])
 def test_a_pruned_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, pattern):
     pruned = [
-        after(layer, wanda(layer, sparsity=0.7, pattern=pattern))
-        for layer, _ in (random_layer(), random_layer())
+        after(layer, wanda(layer, sparsity=0.7, pattern=pattern)) for layer in (small_layer(), small_layer())
     ]
     expected = combined(run(found, pruned[0]))
     with rehearsal():
