@@ -22,9 +22,10 @@ from backend.errors import UserError
 from backend.families import Family, family_of
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import ModelFacts, locate
+from backend.models import ModelFacts, facts, fingerprint, locate, replace_file
 from backend.parts import Part, combined, rebuild
 from backend.precision import compute_dtype, compute_in, computed_in, known_speeds, name_of
+from backend.readout import Bounds, Readout
 from backend.shared import SharedHead, SharedRows
 
 FORMAT = "paretoscope-1"
@@ -43,7 +44,7 @@ class OpenModel:
 
     @property
     def head(self) -> nn.Module:
-        """The module that turns final hidden states [..., d] into logits [..., vocabulary]."""
+        """The module behind the last norm, a row a token."""
         return self.model.get_submodule(self.family.head)
 
     @property
@@ -57,9 +58,9 @@ class OpenModel:
         return computed_in(self.model)
 
     @property
-    def softcap(self) -> float | None:
-        """Gemma's bound on logits: cap * tanh(logits / cap)."""
-        return getattr(self.model.config, "final_logit_softcapping", None)
+    def readout(self) -> Readout:
+        """What turns final hidden states [..., d] into logits [..., vocabulary]."""
+        return Readout(self.head, Bounds.of(self.model.config))
 
 
 def device_of(host: Host) -> torch.device:
@@ -90,21 +91,28 @@ def speeds(layout: ModelFacts, host: Host) -> tuple[float | None, float | None]:
 
 
 def load_tokenizer(model: str, host: Host) -> Any:
-    """The tokenizer that belongs to a model; UserError when its files are missing or broken."""
+    """The tokenizer that belongs to a model, which says how many tokens this can take (`embedding_rows`).
+
+    Raises UserError when its files are missing or broken.
+    """
     folder = locate(model, host)
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=host.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0][:200]
         raise UserError(f"model {model}: its tokenizer cannot be read ({reason})") from None
+    layout = facts(model, host)
+    tokenizer.embedding_rows = layout.tables[layout.family.embeddings[0]][0]
+    return tokenizer
 
 
 @torch.inference_mode(False)
-def load_model(facts: ModelFacts, host: Host) -> OpenModel:
+def load_model(layout: ModelFacts, host: Host) -> OpenModel:
     """The dense model in its stored type on the host's device.
 
+    It is outside inference mode, whatever its caller is in, since gradients may be asked of it.
     Raises UserError when a file is corrupt, weights are missing, or a weight is NaN or infinite.
     """
     transformers_logging.set_verbosity_error()
@@ -112,30 +120,33 @@ def load_model(facts: ModelFacts, host: Host) -> OpenModel:
     device = device_of(host)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
-            locate(facts.id, host),
-            dtype="auto",
+            locate(layout.id, host),
+            dtype=getattr(torch, layout.stored_dtype),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=host.trust_remote_code,
         )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).split("\n")[0][:200]
-        raise UserError(f"model {facts.id}: its weights cannot be loaded ({reason})") from None
+        raise UserError(f"model {layout.id}: its weights cannot be loaded ({reason})") from None
     model, found = opened
     if found["missing_keys"]:
         raise UserError(
-            f"model {facts.id}: tensor {min(found['missing_keys'])} is missing; repair the folder"
+            f"model {layout.id}: tensor {min(found['missing_keys'])} is missing; repair the folder"
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"model {layout.id}: an adapter came with it; move it out of the folder, or merge it")
+    # What is opened again by its configuration must not tie a head that the checkpoint holds.
+    model.config.tie_word_embeddings = f"{layout.family.head}.weight" not in layout.tensors
     # A run keeps these three; any other rule of the folder would make the dense model answer by other rules.
     model.generation_config = GenerationConfig(**stored_generation(model))
     for name, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
-                f"model {facts.id}: tensor {name} holds NaN or infinite values; fetch or repair it"
+                f"model {layout.id}: tensor {name} holds NaN or infinite values; fetch or repair it"
             )
-    compute_in(model, facts.family, compute_dtype(model.dtype, device, host))
-    return OpenModel(model.to(device).eval().requires_grad_(False), facts.family, facts.id, device)
+    compute_in(model, layout.family, compute_dtype(model.dtype, device, host))
+    return OpenModel(model.to(device).eval().requires_grad_(False), layout.family, layout.id, device)
 
 
 def compressed_modules(model: nn.Module) -> dict[str, CompressedLinear]:
@@ -155,13 +166,16 @@ def save_artifact(
     parts: Mapping[str, tuple[Part, ...]],
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
-    facts: ModelFacts,
+    layout: ModelFacts,
     recipe_json: str,
+    rules: Mapping[str, Any],
 ) -> None:
     """Write one safetensors file, whole or not at all.
 
     dense       tensors kept as they are, by full name (embeddings, norms, biases, untouched linears)
     parts       what each compressed linear is the sum of
+    generation  the token ids that a run's answers end by
+    rules       all generation rules of the model's folder, for exports
 
     Raises UserError when the disk has no room for it.
     """
@@ -174,11 +188,12 @@ def save_artifact(
                 tensors[f"{layer}#{number}.{name}"] = tensor.contiguous().cpu()
     metadata = {
         "format": FORMAT,
-        "model": facts.id,
-        "fingerprint": facts.fingerprint,
+        "model": layout.id,
+        "fingerprint": layout.fingerprint,
         "recipe": recipe_json,
         "config": json.dumps(config),
         "generation": json.dumps(generation),
+        "rules": json.dumps(rules),
         "parts": json.dumps(described),
     }
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -221,7 +236,7 @@ def is_whole(path: Path) -> bool:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What an artifact says of itself: model, fingerprint, recipe, config, generation, parts."""
+    """What an artifact says of itself: model, fingerprint, recipe, config, generation, rules, parts."""
     try:
         with safe_open(path, "pt") as opened:
             raw = opened.metadata() or {}
@@ -236,7 +251,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(
             f"artifact {path.name}: its header is damaged ({error}); run its recipe again"
         ) from None
-    return {**raw, **told}
+    told["config"] = _plain_config(told["config"])
+    # Artifacts of before did not keep the rules.
+    return {**raw, **told, "rules": json.loads(raw["rules"]) if "rules" in raw else None}
 
 
 def read_parts(path: Path) -> dict[str, tuple[Part, ...]]:
@@ -300,7 +317,48 @@ def open_artifact(path: Path, host: Host, packed: bool = False) -> OpenModel:
 
 def stored_config(model: Any) -> dict[str, Any]:
     """The configuration as an artifact keeps it."""
-    return json.loads(model.config.to_json_string(use_diff=False))
+    return _plain_config(json.loads(model.config.to_json_string(use_diff=False)))
+
+
+def _plain_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what names files that no artifact has: the model is built by transformers' own classes."""
+    return {name: value for name, value in config.items() if name not in ("auto_map", "_name_or_path")}
+
+
+def generation_rules(model: str, host: Host) -> dict[str, Any]:
+    """The generation rules that a model's folder holds, as they are; UserError when they cannot be read."""
+    file = locate(model, host) / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        rules = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"model {model}: {file.name} cannot be read ({error})") from None
+    if not isinstance(rules, dict):
+        raise UserError(f"model {model}: {file.name} holds no JSON object")
+    return rules
+
+
+def exported_with(metadata: Mapping[str, Any], folder: Path, host: Host) -> None:
+    """Write what belongs to a model beside its weights: tokenizer with its template, and generation rules.
+
+    Raises UserError when the model's folder has changed since the run, whose tokenizer is gone then.
+    """
+    model = metadata["model"]
+    if fingerprint(model, host) != metadata["fingerprint"]:
+        raise UserError(
+            f"export: {model} has changed since the run, and with it its tokenizer; "
+            "allowed: restore it, or run the recipe again"
+        )
+    tokenizer = load_tokenizer(model, host)
+    # Only the tokenizer's own files are written, not code that it may have come with.
+    tokenizer.init_kwargs.pop("auto_map", None)
+    tokenizer.save_pretrained(folder)
+    rules = metadata["rules"]
+    if rules is None:
+        rules = generation_rules(model, host)
+    if rules:
+        replace_file(folder / "generation_config.json", json.dumps(rules, indent=2).encode())
 
 
 def stored_generation(model: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from backend.models import facts
 from backend.progress import Progress
 from backend.recipe import Calibration, Recipe
 from backend.solvers.budget import Ladder, ladder
-from backend.text import calibration as calibration_text
+from backend.text import held_out
 
 # Windows whose gradients are taken; the sensitivities' own text, apart from what the levels were fitted on.
 WINDOWS, LENGTH = 4, 512
@@ -88,7 +88,8 @@ def learn(model: str, calibration: Calibration, host: Host, progress: Progress) 
     opened = load_model(layout, host)
     tokenizer = load_tokenizer(model, host)
     wanted = database.calibration
-    tokens = calibration_text(wanted.text, tokenizer, WINDOWS, LENGTH, wanted.seed + 1, host)
+    fitted = (wanted.samples, wanted.length, wanted.seed)
+    tokens = held_out(wanted.text, tokenizer, WINDOWS, LENGTH, fitted, host)
     dense = {}
     for name in layout.layers:
         stored: Any = opened.model.get_submodule(name)

@@ -39,9 +39,7 @@ class Coded(Part):
 
     def in_groups(self, matrix: Tensor) -> Tensor:
         """[rows, groups, group] of a matrix [rows, inputs], a shorter last group filled with zeros."""
-        lacks = 0 if self.group_size == GROUPED_ROW else -matrix.shape[1] % self.group_size
-        groups = groups_of(matrix.shape[1] + lacks, self.group_size)
-        return functional.pad(matrix, (0, lacks)).reshape(len(matrix), groups, -1)
+        return in_groups(matrix, self.group_size)
 
     def _decoded(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """`value` of every stored code, in place [out, in] float32; zero where nothing is stored."""
@@ -85,7 +83,7 @@ class Grid(Coded):
         """
         rows, inputs = shape_of(weight)
         turned = weight.T if transposed else weight
-        codes = grid_codes(turned.reshape(*scales.shape, -1), scales, zeros, width).view_as(turned)
+        codes = flat(grid_codes(in_groups(turned, group_size), scales, zeros, width), turned.shape[1])
         codes = codes.T if transposed else codes
         return cls(
             (rows, inputs),
@@ -185,6 +183,13 @@ def grid_codes(grouped: Tensor, scales: Tensor, zeros: Tensor | None, width: int
         (units + zero).round() if zeros is not None and zeros.dtype == torch.float16 else units.round() + zero
     )
     return codes.clamp(0, 2**width - 1)
+
+
+def in_groups(matrix: Tensor, group_size: int) -> Tensor:
+    """[rows, groups, group] of a matrix [rows, inputs], a shorter last group filled with zeros."""
+    lacks = 0 if group_size == GROUPED_ROW else -matrix.shape[1] % group_size
+    groups = groups_of(matrix.shape[1] + lacks, group_size)
+    return functional.pad(matrix, (0, lacks)).reshape(len(matrix), groups, -1)
 
 
 def flat(grouped: Tensor, inputs: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from backend.artifacts import OpenModel
-from backend.evaluate import divergence, final_states, logit_slices
+from backend.evaluate import divergence, final_states
 from backend.families import Family, blocks_of
 from backend.views import Work
 
@@ -119,7 +119,7 @@ def loss(opened: OpenModel, tokens: Tensor) -> float:
     for ids in tokens:
         states, targets = final_states(opened, ids.to(opened.device))[:-1], ids[1:].to(opened.device)
         start = 0
-        for rows in logit_slices(opened.head, states, opened.softcap):
+        for rows in opened.readout.slices(states):
             total += float(cross_entropy(rows, targets[start : start + len(rows)], reduction="sum"))
             start += len(rows)
     return total / (tokens.shape[0] * (tokens.shape[1] - 1))
@@ -130,8 +130,8 @@ def apart(opened: OpenModel, tokens: Tensor, dense: Sequence[Tensor]) -> float:
     total = 0.0
     for ids, wanted in zip(tokens, dense, strict=True):
         states = final_states(opened, ids.to(opened.device))
-        ours = logit_slices(opened.head, states, opened.softcap)
-        theirs = logit_slices(opened.head, wanted, opened.softcap)
+        ours = opened.readout.slices(states)
+        theirs = opened.readout.slices(wanted)
         total += sum(divergence(mine, their) for mine, their in zip(ours, theirs, strict=True))
     return total / tokens.numel()
 

@@ -40,6 +40,7 @@ class Estimate:
 
     seconds_error   median relative error of such predictions for the past runs on this machine, or None
     peak_error      the same of the peak memory while compressing
+    notes           what the model's folder holds that is not measured, and what a run leaves out
     """
 
     packed_bytes: int
@@ -52,6 +53,7 @@ class Estimate:
     peak_bytes: int
     peak_error: float | None
     formula: str
+    notes: tuple[str, ...] = ()
 
 
 def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) -> Estimate:
@@ -72,7 +74,7 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
     return Estimate(
         linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
         _peak(recipe, layout, dense, linears), peak_error,
-        _formula(recipe, value_bits, layout.tables),
+        _formula(recipe, value_bits, layout.tables), whole.notes,
     )  # fmt: skip
 
 

@@ -20,19 +20,16 @@ from backend.artifacts import OpenModel, is_whole, load_model, load_tokenizer, o
 from backend.errors import UserError
 from backend.host import Host
 from backend.models import facts
-from backend.precision import name_of, widen_in_calls, widened
+from backend.precision import name_of, widen_in_calls
 from backend.progress import Progress, Update
+from backend.proof import first_overflow, overflow
+from backend.readout import SLICE, Readout
 from backend.recipe import Recipe
 from backend.registry import discover
 from backend.text import Tokens, evaluation
 
-# Rows of hidden states whose logits exist at once: enough to keep the product with the head busy.
-_ROWS = 128
 # Tokens that two models with the same weights read, to see whether they compute the same.
 _FEW_TOKENS = 64
-# Rows whose float32 losses exist at once: few enough to stay in the cache, and below the size at which freed
-# memory goes back to the system and has to be cleared again.
-SLICE = 16
 
 
 @dataclass(frozen=True)
@@ -156,21 +153,29 @@ class Subject:
     def _score(self, ids: Tensor, dense: Tensor | None) -> dict[str, Tensor]:
         ids = ids.to(self.opened.device)
         if dense is None:
-            return {"nll": token_losses(self.opened, final_states(self.opened, ids)[:-1], ids[1:]).cpu()}
+            states = final_states(self.opened, ids)
+            if not self.recipe.stages:
+                self._check_finite(self.opened, ids, states)
+            return {"nll": token_losses(self.opened, states[:-1], ids[1:]).cpu()}
         dense = dense.to(ids.device)
         states = dense if self._is_dense else final_states(self.opened, ids)
-        ours = logit_slices(self.opened.head, states[:-1], self.opened.softcap)
+        ours = self.opened.readout.slices(states[:-1])
         targets = ids[1:].split(SLICE)
         if self._is_dense:
             rows = [compare_logits(mine, mine, wanted) for mine, wanted in zip(ours, targets, strict=True)]
         else:
-            head, cap = self._dense_head
-            theirs = logit_slices(head, dense[:-1], cap)
+            theirs = self._dense_head.slices(dense[:-1])
             rows = [
                 compare_logits(mine, their, wanted)
                 for mine, their, wanted in zip(ours, theirs, targets, strict=True)
             ]
         return {name: torch.cat([row[name] for row in rows]).float().cpu() for name in rows[0]}
+
+    def _check_finite(self, dense: OpenModel, ids: Tensor, states: Tensor) -> None:
+        """UserError with the block where the states of the dense model are no numbers."""
+        if not bool(torch.isfinite(dense.readout(states[-1:])).all() and torch.isfinite(states).all()):
+            head = f"the head in {name_of(dense.compute_dtype)}"
+            raise overflow(self.recipe.model, first_overflow(dense, ids) or head)
 
     @cached_property
     def _is_dense(self) -> bool:
@@ -199,7 +204,7 @@ class Subject:
         return load_model(facts(self.recipe.model, self.host), self.host)
 
     @cached_property
-    def _dense_head(self) -> tuple[nn.Module, float | None]:
+    def _dense_head(self) -> Readout:
         """The dense model's head alone, without the rest of that model."""
         file = self._dense_folder / "head.safetensors"
         if not is_whole(file):
@@ -212,7 +217,7 @@ class Subject:
         head.load_state_dict(tensors, assign=True)
         if self.opened.compute_dtype != head.weight.dtype:
             widen_in_calls(head, self.opened.compute_dtype)
-        return head, self.opened.softcap
+        return Readout(head, self.opened.readout.bounds)
 
     def _dense_states(self) -> Iterator[Tensor]:
         """Final hidden states [length, d] of the dense model, window by window, kept on disk."""
@@ -226,7 +231,9 @@ class Subject:
                 detail, tokens = f"window {number + 1} of {len(windows)}", count * windows.shape[1]
                 self.progress(Update("dense reference", number, len(windows), detail, tokens))
                 with torch.inference_mode():
-                    states = final_states(self._dense_model, windows[number].to(self._dense_model.device))
+                    ids = windows[number].to(self._dense_model.device)
+                    states = final_states(self._dense_model, ids)
+                    self._check_finite(self._dense_model, ids, states)
                 temporary = files[number].with_suffix(".writing")
                 save_file({"states": states.cpu().contiguous()}, temporary)
                 temporary.replace(files[number])
@@ -252,26 +259,12 @@ def final_states(opened: OpenModel, ids: Tensor) -> Tensor:
 
 def token_losses(opened: OpenModel, states: Tensor, targets: Tensor) -> Tensor:
     """-ln Q(target) in float32 [n] from final states [n, d]."""
-    rows = logit_slices(opened.head, states, opened.softcap)
+    rows = opened.readout.slices(states)
     losses = [
         nn.functional.cross_entropy(scores, wanted, reduction="none")
         for scores, wanted in zip(rows, targets.split(SLICE), strict=True)
     ]
     return torch.cat(losses)
-
-
-def logit_slices(head: nn.Module, states: Tensor, softcap: float | None) -> Iterator[Tensor]:
-    """Logits [SLICE, vocabulary] in float32 of final states [n, d], slice by slice."""
-    with widened(head):
-        for start in range(0, len(states), _ROWS):
-            for rows in head(states[start : start + _ROWS]).split(SLICE):
-                yield capped(rows, softcap)
-
-
-def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Logits in float32, bounded where the architecture bounds them."""
-    logits = logits.float()
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def divergence(ours: Tensor, theirs: Tensor) -> float:

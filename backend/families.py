@@ -75,10 +75,18 @@ def _like_llama(name: str) -> Family:
     )
 
 
-def _like_gemma(name: str) -> Family:
-    feeds = ("input_layernorm", "self_attn.v_proj", "pre_feedforward_layernorm", "mlp.up_proj")
+def _like_gemma(name: str, second_norm: str) -> Family:
+    feeds = ("input_layernorm", "self_attn.v_proj", second_norm, "mlp.up_proj")
     return Family(
         name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, norm_offset=1.0, free_heads=True
+    )  # fmt: skip
+
+
+def _without_norms_before(name: str, free_heads: bool = False) -> Family:
+    """Norms stand behind each half of a block, or one serves both halves: no scale can be moved into it."""
+    feeds = ("", "self_attn.v_proj", "", "mlp.up_proj")
+    return Family(
+        name, "model.layers", _LLAMA, ("model.embed_tokens",), feeds=feeds, free_heads=free_heads
     )  # fmt: skip
 
 
@@ -88,8 +96,33 @@ FAMILIES: dict[str, Family] = {
     "mistral": _like_llama("Mistral"),
     "qwen2": _like_llama("Qwen2"),
     "qwen3": _like_llama("Qwen3"),
-    "gemma2": _like_gemma("Gemma 2"),
-    "gemma3_text": _like_gemma("Gemma 3"),
+    "smollm3": _like_llama("SmolLM3"),
+    "ernie4_5": _like_llama("ERNIE 4.5"),
+    "ministral3": _like_llama("Ministral 3"),
+    "seed_oss": _like_llama("Seed-OSS"),
+    "hunyuan_v1_dense": _like_llama("Hunyuan"),
+    # It multiplies embeddings, halves of blocks and logits by numbers, which turning and scaling pass by.
+    "granite": _like_llama("Granite"),
+    "gemma": _like_gemma("Gemma", "post_attention_layernorm"),
+    "gemma2": _like_gemma("Gemma 2", "pre_feedforward_layernorm"),
+    "gemma3_text": _like_gemma("Gemma 3", "pre_feedforward_layernorm"),
+    "exaone4": _without_norms_before("EXAONE 4", free_heads=True),
+    # Its norms of queries and keys span all heads.
+    "olmo2": _without_norms_before("OLMo 2"),
+    "cohere": _without_norms_before("Cohere"),
+    "cohere2": _without_norms_before("Cohere 2"),
+    "starcoder2": Family(
+        "StarCoder 2",
+        "model.layers",
+        (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.o_proj",),
+            ("mlp.c_fc",),
+            ("mlp.c_proj",),
+        ),
+        ("model.embed_tokens",),
+        feeds=("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", ""),
+    ),
     "phi3": Family(
         "Phi-3",
         "model.layers",

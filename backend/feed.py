@@ -1,7 +1,8 @@
 """Hidden states of the calibration samples on their way through the blocks."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -70,6 +71,11 @@ class Feed:
         for start, batch in self._batches("outputs", block):
             self._states[start : start + len(batch)] = self._run(block, batch)
 
+    def final(self) -> Tensor:
+        """Final states [samples, length, d], once the states are those behind the last block."""
+        with self._instead(lambda states, *positional, **named: self._states):
+            return self._opened.body(input_ids=self._tokens, use_cache=False).last_hidden_state
+
     def _batches(self, what: str, block: int) -> Iterator[tuple[int, Tensor]]:
         count = len(self._blocks)
         for start in range(0, len(self._states), self._batch):
@@ -91,12 +97,18 @@ class Feed:
             given.append((positional, named))
             return states
 
-        for block in self._blocks:
-            block.forward = record
-        try:
+        with self._instead(record):
             self._opened.body(input_ids=ids, use_cache=False)
+        self._arguments.setdefault(tuple(ids.shape), given)
+        return entered[0]
+
+    @contextmanager
+    def _instead(self, forward: Callable[..., Tensor]) -> Iterator[None]:
+        """Run a function in place of every block."""
+        for block in self._blocks:
+            block.forward = forward
+        try:
+            yield
         finally:
             for block in self._blocks:
                 del block.forward
-        self._arguments.setdefault(tuple(ids.shape), given)
-        return entered[0]

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backend.artifacts import OpenModel
-from backend.evaluate import capped
 from backend.families import blocks_of
 from backend.progress import Progress, Update
 
@@ -123,7 +122,7 @@ def _record(
         with torch.inference_mode(False), torch.enable_grad():
             # Cloned, for what was made in inference mode cannot be part of a graph.
             states = opened.body(input_ids=ids[None].clone(), use_cache=False).last_hidden_state[0]
-            logits = capped(opened.head(states), opened.softcap)
+            logits = opened.readout(states)
             if generator is None:
                 logits, labels = logits[:-1], ids[1:].clone()
             else:

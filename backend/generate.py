@@ -11,6 +11,7 @@ from backend.artifacts import OpenModel
 from backend.errors import UserError
 from backend.precision import all_widened
 from backend.sampling import Sampling
+from backend.tokenizing import check_rows
 
 
 def write(
@@ -27,10 +28,8 @@ def write(
         )
     if prompt or not sampling.begin:
         ids = torch.cat([prompt_ids(tokenizer, prompt, sampling.chat), ids], dim=1)
-    positions = (
-        getattr(opened.model.config, "max_position_embeddings", None) or ids.shape[1] + sampling.max_tokens
-    )
-    if ids.shape[1] + sampling.max_tokens > positions:
+    positions = positions_of(opened.model)
+    if positions is not None and ids.shape[1] + sampling.max_tokens > positions:
         raise UserError(
             f"prompt: {ids.shape[1]} tokens and {sampling.max_tokens} new ones are too many; "
             f"this model reads at most {positions}"
@@ -47,16 +46,24 @@ def write(
             ids.to(opened.device),
             attention_mask=torch.ones_like(ids).to(opened.device),
             max_new_tokens=sampling.max_tokens,
-            pad_token_id=opened.model.generation_config.pad_token_id or 0,
+            pad_token_id=_padding(opened.model),
             streamer=_Streamer(answer, on_token),
             **drawn,
         )
     return answer
 
 
+def positions_of(model: Any) -> int | None:
+    """The longest sequence in tokens that a model reads, where its configuration says so."""
+    told = getattr(model.config, "max_position_embeddings", None)
+    return None if told is None else int(told)
+
+
 def greedy(opened: OpenModel, tokenizer: Any, prompts: Sequence[str], tokens: int) -> list[list[int]]:
     """Greedy answers of exactly `tokens` token ids to several plain prompts at once."""
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    for ids in encoded:
+        check_rows(ids, tokenizer, "prompt")
     longest = max(len(ids) for ids in encoded)
     padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
@@ -67,9 +74,15 @@ def greedy(opened: OpenModel, tokenizer: Any, prompts: Sequence[str], tokens: in
             do_sample=False,
             max_new_tokens=tokens,
             min_new_tokens=tokens,
-            pad_token_id=opened.model.generation_config.pad_token_id or 0,
+            pad_token_id=_padding(opened.model),
         )
     return out[:, longest:].tolist()
+
+
+def _padding(model: Any) -> int:
+    """The token that fills up what has ended; one without a row in the embedding cannot."""
+    told = model.generation_config.pad_token_id or 0
+    return told if 0 <= told < model.config.vocab_size else 0
 
 
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> Tensor:
@@ -77,13 +90,18 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> Tensor:
     if not prompt.strip():
         raise UserError("prompt: it is empty; write at least a word")
     if not chat:
-        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+        return _within(tokenizer, tokenizer(prompt, return_tensors="pt")["input_ids"])
     if not tokenizer.chat_template:
         raise UserError("prompt: this model's tokenizer has no chat template; switch chat off")
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
-    return tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    return _within(tokenizer, tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"])
+
+
+def _within(tokenizer: Any, ids: Tensor) -> Tensor:
+    check_rows(ids, tokenizer, "prompt")
+    return ids
 
 
 class _Streamer(BaseStreamer):

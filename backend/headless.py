@@ -214,7 +214,8 @@ def _results(recipe: Recipe, host: Host) -> Iterator[tuple[str, "Result", float]
     from backend.evaluate import Subject, evaluate  # noqa: PLC0415
     from backend.pipeline import compress  # noqa: PLC0415
 
-    estimate(recipe, host)
+    for note in estimate(recipe, host).notes:
+        print(f"warning: model {recipe.model}: {note}", file=sys.stderr)
     if recipe.stages and any(same_text(text, recipe.evaluation.text) for text in recipe.texts):
         print(
             "warning: calibration and evaluation read the same file: the numbers will flatter",

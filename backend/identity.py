@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from backend.documents import FILE
 from backend.host import Host, check_local
 from backend.models import file_digest, fingerprint
 from backend.recipe import Recipe
-from backend.text import FILE
 
 
 def run_digest(recipe: Recipe, host: Host) -> str:

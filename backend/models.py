@@ -7,11 +7,12 @@ import os
 import re
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -26,6 +27,7 @@ from backend.assets import EMBEDDED_MODEL, model_folder
 from backend.errors import UserError
 from backend.families import Family, family_of
 from backend.host import Host, check_local
+from backend.skeleton import Skeleton, skeleton
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
@@ -43,9 +45,21 @@ _COUNTS = (
     "n_layer",
 )
 _MAX_HEADER = 100_000_000
+# Bytes of a file that are in memory at once.
+_PIECE = 1 << 22
+# Stored types of codes, not of weights.
+_CODES = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 _MARKING = ("config.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt")
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LOADED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_TIED_BY_DEFAULT = ("gpt2", "opt", "gemma2", "gemma3_text")
+# What tells that a checkpoint is quantized: keys of its configuration, files beside it, ends of names.
+_QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
+_QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_PACKED = (
+    ".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax",
+    ".weight.absmax", ".scales", ".biases",
+)  # fmt: skip
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,8 @@ class ModelFacts:
     layers      the linears of the blocks: full name -> (out, in)
     tensors     every stored tensor: full name -> (shape, bytes); a head tied to the embedding is left out
     positions   the longest sequence the model reads, in tokens, where the configuration says so
+    stored_dtype    the type that the weights are loaded in
+    notes       what the folder holds that the model does not take, a sentence each
     emptied     as many linears, of the same shapes, as a stage will leave nothing of
     """
 
@@ -74,6 +90,8 @@ class ModelFacts:
     tensors: dict[str, tuple[tuple[int, ...], int]]
     positions: int | None
     fingerprint: str
+    stored_dtype: str
+    notes: tuple[str, ...] = ()
     emptied: frozenset[str] = frozenset()
 
     @property
@@ -86,15 +104,6 @@ class ModelFacts:
                 count *= side
             total += count
         return total
-
-    @property
-    def stored_dtype(self) -> str:
-        """The type that its weights are loaded in; 16 bits that no configuration names are bfloat16."""
-        told = str(self.config.get("dtype") or self.config.get("torch_dtype") or "")
-        if told in _LOADED_BYTES:
-            return told
-        name, (rows, inputs) = next(iter(self.layers.items()))
-        return "float32" if self.tensors[f"{name}.weight"][1] // (rows * inputs) > 2 else "bfloat16"
 
     @property
     def tables(self) -> dict[str, tuple[int, int]]:
@@ -110,6 +119,22 @@ class ModelFacts:
     def blocks(self) -> int:
         """Number of decoder blocks."""
         return 1 + max(self.family.place(layer)[0] for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a checkpoint: its shape, bytes and type, and where it lies if it is on this machine."""
+
+    shape: tuple[int, ...]
+    size: int
+    dtype: str
+    file: Path | None = None
+    start: int = 0
+
+    def digest(self, host: Host) -> str:
+        """sha256 (64 hex digits) of its bytes."""
+        assert self.file is not None
+        return file_digest(self.file, host, self.start, self.size)
 
 
 CARDS = (
@@ -162,40 +187,175 @@ def facts(model: str, host: Host) -> ModelFacts:
     else:
         config, stored, mark = _config(folder, model), {}, fingerprint_of(folder, host)
     family = family_of(str(config.get("model_type")), model)
+    _check_not_quantized(config, folder, model)
     if folder is not None:
         stored = _headers(folder, model)
-    tensors: dict[str, tuple[tuple[int, ...], int]] = {}
+    _check_plain(stored, model)
+    _check_blocks(config, {family.prefixed(name) for name in stored}, family, model)
+    shapes, unused = _loaded(stored, family, skeleton(config, model), folder, host, model)
     layers: dict[str, tuple[int, int]] = {}
     linears = {name for group in family.linears for name in group}
-    tied = config.get("tie_word_embeddings", config["model_type"] in _TIED_BY_DEFAULT)
     block = re.compile(re.escape(family.blocks) + r"\.\d+\.(.+)\.weight")
-    for stored_name, (shape, size) in stored.items():
-        if _BUFFER.search(stored_name):
-            continue
-        name = family.prefixed(stored_name)
-        if tied and name == f"{family.head}.weight":
-            continue
-        tensors[name] = (shape, size)
+    for name, shape in shapes.items():
         found = block.fullmatch(name)
-        if found and found.group(1) in linears and len(shape) == 2:
+        if found and found.group(1) in linears:
             rows, inputs = reversed(shape) if family.transposed else shape
             layers[name.removesuffix(".weight")] = (rows, inputs)
-    if not layers:
+    dtype, mixed = _loaded_type(config, stored, model)
+    width = _LOADED_BYTES[dtype]
+    sizes = {name: (shape, math.prod(shape) * width) for name, shape in shapes.items()}
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    notes = (*mixed, *_notes(unused, folder, model), *_unknown_tokens(folder, shapes, family))
+    return ModelFacts(model, family, config, layers, sizes, positions, mark, dtype, notes)
+
+
+def _loaded_type(
+    config: Mapping[str, Any], stored: Mapping[str, "Stored"], model: str
+) -> tuple[str, tuple[str, ...]]:
+    """(the type that weights are loaded in, what is to be said of it): what config.json names, whatever they
+    are stored in, else the one that most of them have."""
+    weights: Counter[str] = Counter()
+    for told in stored.values():
+        if told.dtype in _FLOATS:
+            weights[_FLOATS[told.dtype]] += math.prod(told.shape)
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or weights.most_common(1)[0][0])
+    dtype = dtype.removeprefix("torch.")
+    if dtype not in _LOADED_BYTES:
+        raise UserError(f"model {model}: its type is {dtype[:40]}; allowed: {', '.join(_LOADED_BYTES)}")
+    if set(weights) == {dtype}:
+        return dtype, ()
+    return dtype, (f"stored in {' and '.join(sorted(weights))}, loaded in {dtype}",)
+
+
+def _check_not_quantized(config: Mapping[str, Any], folder: Path | None, model: str) -> None:
+    told = next((config[key] for key in _QUANTIZED_KEYS if config.get(key)), None)
+    beside = next((name for name in _QUANTIZED_FILES if folder and (folder / name).is_file()), None)
+    if told is None and beside is None:
+        return
+    method = told.get("quant_method") or told.get("format") if isinstance(told, Mapping) else None
+    raise _quantized(model, str(method or beside or "as config.json says"))
+
+
+def _quantized(model: str, how: str) -> UserError:
+    return UserError(
+        f"model {model}: its weights are quantized already ({how[:60]}); "
+        "allowed: the checkpoint in float32, float16 or bfloat16 that it was made from"
+    )
+
+
+def _check_plain(stored: Mapping[str, "Stored"], model: str) -> None:
+    """UserError where weights are codes: what they mean is known to the tool alone that made them."""
+    packed = next((name for name in stored if name.endswith(_PACKED)), None)
+    codes = next((name for name, told in stored.items() if _is_weight(name) and told.dtype in _CODES), None)
+    if packed or codes:
+        raise _quantized(model, f"tensor {packed or codes}")
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith("weight") and not _BUFFER.search(name)
+
+
+def _check_blocks(config: Mapping[str, Any], names: set[str], family: Family, model: str) -> None:
+    start = f"{family.blocks}."
+    numbers = {name.removeprefix(start).split(".", 1)[0] for name in names if name.startswith(start)}
+    blocks = {int(number) for number in numbers if number.isdecimal()}
+    if not blocks:
         raise UserError(f"model {model}: no linear of a {family.name} block in its safetensors files")
-    blocks = {family.place(layer)[0] for layer in layers}
     told = config.get("num_hidden_layers") or config.get("n_layer") or len(blocks)
     if blocks != set(range(told)):
         raise UserError(
             f"model {model}: config.json tells of {told} blocks, the weights hold {len(blocks)}; "
             "repair the folder"
         )
-    wanted = str(config.get("dtype") or config.get("torch_dtype") or "")
-    if wanted in _LOADED_BYTES:
-        # Weights are loaded in the type that the configuration names, whatever they are stored in.
-        width = _LOADED_BYTES[wanted]
-        tensors = {name: (shape, math.prod(shape) * width) for name, (shape, _) in tensors.items()}
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    return ModelFacts(model, family, config, layers, tensors, positions, mark)
+
+
+def _loaded(
+    stored: Mapping[str, "Stored"],
+    family: Family,
+    made: Skeleton,
+    folder: Path | None,
+    host: Host,
+    model: str,
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """(shapes of the tensors that the model takes, a tied one once; names of those that it does not take).
+
+    Raises UserError when a tensor is missing or of another shape.
+    """
+    found = {family.prefixed(name): told for name, told in stored.items() if not _BUFFER.search(name)}
+    unused = [name for name in found if name not in made.shapes and not made.does_without(name)]
+    found = {name: told for name, told in found.items() if name in made.shapes}
+    for tied, source in made.ties.items():
+        if tied in found and source not in found:
+            found[source] = found.pop(tied)
+        elif tied in found and _equal(found[tied], found[source], host):
+            del found[tied]
+    for name, shape in made.shapes.items():
+        if name not in found and made.ties.get(name) not in found:
+            near = f"; {unused[0]} is there, which the model does not take" if unused else ""
+            raise UserError(f"model {model}: tensor {name} is missing; repair the folder{near}")
+        if name in found and found[name].shape != shape:
+            raise UserError(
+                f"model {model}: {name} is {_by(found[name].shape)}, config.json asks for {_by(shape)}; "
+                "repair the folder"
+            )
+    return {name: told.shape for name, told in found.items()}, unused
+
+
+def _unknown_tokens(
+    folder: Path | None, shapes: Mapping[str, tuple[int, ...]], family: Family
+) -> tuple[str, ...]:
+    """What to say of a tokenizer that knows tokens without a row in the embedding."""
+    file = folder / "tokenizer.json" if folder else None
+    if file is None or not file.is_file():
+        return ()
+    most, rows = _highest_token(file, file.stat().st_mtime_ns), shapes[f"{family.embeddings[0]}.weight"][0]
+    if most < rows:
+        return ()
+    return (f"the tokenizer knows tokens up to {most}, the embedding has {rows} rows: texts with them fail",)
+
+
+@lru_cache(maxsize=16)
+def _highest_token(file: Path, changed: int) -> int:
+    """The highest id in a tokenizer.json, -1 where it tells none."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = told["model"]["vocab"]
+        # Unigram models list [token, score], others map a token to its id.
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        return int(max([*ids, *(added["id"] for added in told.get("added_tokens", ()))], default=-1))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        # Whether it can be read at all is told where it is loaded.
+        return -1
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _equal(one: "Stored", other: "Stored", host: Host) -> bool:
+    """Whether two tensors hold the same; of a model that is not here yet, whether they could."""
+    if one.file is None or other.file is None:
+        return one.shape == other.shape
+    return one.shape == other.shape and one.digest(host) == other.digest(host)
+
+
+def _notes(unused: list[str], folder: Path | None, model: str) -> tuple[str, ...]:
+    notes = []
+    if unused:
+        more = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""
+        notes.append(
+            f"not loaded, since config.json tells of no such tensor: {', '.join(unused[:_NAMED])}{more}"
+        )
+    if folder is not None:
+        if (folder / "adapter_config.json").is_file():
+            notes.append("an adapter lies beside the model and is not applied; merge it first to measure it")
+        used = {file.name for file in _weight_files(folder, model)}
+        others = sorted(file.name for file in folder.glob("*.safetensors"))
+        beside = [name for name in others if name not in used and not name.startswith("adapter_")]
+        if beside:
+            more = f" and {len(beside) - _NAMED} more" if len(beside) > _NAMED else ""
+            notes.append(f"files that are not loaded: {', '.join(beside[:_NAMED])}{more}")
+    return tuple(notes)
 
 
 def fingerprint(model: str, host: Host) -> str:
@@ -218,9 +378,9 @@ def _local(model: str, host: Host) -> Path | None:
     if model.startswith(("/", ".", "~")) or "\\" in model or Path(model).is_dir():
         folder = check_local(model, host)
         if not (folder / "config.json").is_file():
-            raise UserError(
-                f"model {model}: no config.json there; expected a transformers folder with safetensors"
-            )
+            adapter = (folder / "adapter_config.json").is_file()
+            found = "an adapter alone; merge it into its base model" if adapter else "no config.json there"
+            raise UserError(f"model {model}: {found}; expected a transformers folder with safetensors")
         return folder
     if not _HUB_ID.fullmatch(model):
         raise UserError(
@@ -250,7 +410,7 @@ def _ask_hub(model: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _hub_layout(model: str) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int]], str]:
+def _hub_layout(model: str) -> tuple[dict[str, Any], dict[str, Stored], str]:
     """(configuration, headers, fingerprint) of a hub model, from a few kilobytes of it."""
     commit = _ask_hub(model)
     try:
@@ -263,7 +423,7 @@ def _hub_layout(model: str) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, 
     except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise _unreachable(model, error) from None
     stored = {
-        name: (tuple(entry.shape), entry.data_offsets[1] - entry.data_offsets[0])
+        name: Stored(tuple(entry.shape), entry.data_offsets[1] - entry.data_offsets[0], entry.dtype)
         for file in found.files_metadata.values()
         for name, entry in file.tensors.items()
     }
@@ -296,8 +456,8 @@ def fingerprint_of(folder: Path, host: Host) -> str:
     return total.hexdigest()
 
 
-def file_digest(file: Path, host: Host) -> str:
-    """sha256 (64 hex digits) of a file, remembered by its place, size and time of change."""
+def file_digest(file: Path, host: Host, start: int = 0, size: int | None = None) -> str:
+    """sha256 (64 hex digits) of a file, or of `size` bytes of it; remembered by place, size and time."""
     memory = host.cache / "fingerprints.json"
     try:
         known = json.loads(memory.read_text())
@@ -305,11 +465,22 @@ def file_digest(file: Path, host: Host) -> str:
         known = {}
     state = file.stat()
     key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    if size is not None:
+        key += f"|{start}+{size}"
     if key not in known:
         with file.open("rb") as opened:
-            known[key] = hashlib.file_digest(opened, "sha256").hexdigest()
+            known[key] = _digest(opened, start, state.st_size - start if size is None else size)
         replace_file(memory, json.dumps(known).encode())
     return str(known[key])
+
+
+def _digest(opened: BinaryIO, start: int, size: int) -> str:
+    total = hashlib.sha256()
+    opened.seek(start)
+    while size > 0 and (piece := opened.read(min(size, _PIECE))):
+        total.update(piece)
+        size -= len(piece)
+    return total.hexdigest()
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -335,17 +506,20 @@ def _config(folder: Path, model: str) -> dict[str, Any]:
     return config
 
 
-def _headers(folder: Path, model: str) -> dict[str, tuple[tuple[int, ...], int]]:
+def _headers(folder: Path, model: str) -> dict[str, Stored]:
     files = _weight_files(folder, model)
     if not files:
         raise UserError(
-            f"model {model}: no safetensors file in it; pickled weights (.bin, .pt) are not loaded for safety"
+            f"model {model}: no safetensors file in it; pickled weights (.bin, .pt) are not loaded for "
+            "safety, and GGUF files not at all"
         )
-    tensors: dict[str, tuple[tuple[int, ...], int]] = {}
+    tensors: dict[str, Stored] = {}
     for file in files:
-        for name, entry in _header(file, model).items():
-            size = entry["data_offsets"][1] - entry["data_offsets"][0]
-            tensors[name] = (tuple(entry["shape"]), size)
+        first, entries = _header(file, model)
+        for name, entry in entries.items():
+            start, stop = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            tensors[name] = Stored(shape, stop - start, entry["dtype"], file, first + start)
     return tensors
 
 
@@ -369,7 +543,8 @@ def _weight_files(folder: Path, model: str) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def _header(file: Path, model: str) -> Mapping[str, Any]:
+def _header(file: Path, model: str) -> tuple[int, Mapping[str, Any]]:
+    """(where the tensors begin, what the header says of each)."""
     bad = UserError(f"model {model}: {file.name} is not a whole safetensors file; fetch it again")
     try:
         with file.open("rb") as opened:
@@ -383,11 +558,10 @@ def _header(file: Path, model: str) -> Mapping[str, Any]:
             raise bad
         for name, entry in entries.items():
             if entry["dtype"] not in _BYTES:
-                known = ", ".join(_BYTES)
-                raise UserError(f"model {model}: {name} is stored as {entry['dtype']}; allowed: {known}")
+                raise _quantized(model, f"{name} is stored as {entry['dtype']}")
             start, stop = entry["data_offsets"]
             if start < 0 or math.prod(entry["shape"]) * _BYTES[entry["dtype"]] != stop - start:
                 raise bad
-        return entries
+        return 8 + length, entries
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         raise bad from None

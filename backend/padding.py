@@ -49,7 +49,9 @@ def _plain(layer: Layer, weight: Tensor) -> Layer:
 
 def applied(method: Method, layer: Layer, params: Mapping[str, Any]) -> tuple[Part, ...]:
     """What a method makes of a linear, the last group of a row shorter where that has to be."""
-    more = _missing(layer.weight.shape[1], params.get("group_size", GROUPED_ROW)) if method.pads else 0
+    # Groups along the outputs have nothing to do with how long a row is.
+    along_row = method.pads and params.get("axis") != "outputs"
+    more = _missing(layer.weight.shape[1], params.get("group_size", GROUPED_ROW)) if along_row else 0
     made: tuple[Part, ...] = method.fn(_padded(layer, more) if more else layer, **params)
     return tuple(_cut(part, more, layer.kept is not None) for part in made) if more else made
 

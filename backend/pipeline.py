@@ -1,9 +1,11 @@
 """Compress a model by a recipe: the only code that walks the blocks."""
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from backend.artifacts import (
     computed_wider,
     dense_tensors,
     device_of,
+    generation_rules,
     is_whole,
     load_model,
     load_tokenizer,
@@ -27,6 +30,7 @@ from backend.artifacts import (
     stored_generation,
 )
 from backend.checkpoints import Checkpoints
+from backend.errors import UserError
 from backend.families import blocks_of
 from backend.feed import Feed
 from backend.fisher import weight_gradients
@@ -37,19 +41,25 @@ from backend.models import ModelFacts, facts
 from backend.padding import applied
 from backend.parts import Input, Part, gone, inputs_of
 from backend.precision import name_of
-from backend.progress import SURVEY, WALK, Progress, Update
+from backend.progress import SURVEY, WALK, Progress, Update, silent
+from backend.proof import TOLERANCE, apart, first_overflow, overflow, probe_tokens, prove_walk
 from backend.recipe import Recipe, Stage, planned_stages
 from backend.registry import Method, Need, discover
 from backend.report import Report, row
 from backend.resident import forget_peak
 from backend.rules import check_layers
-from backend.shrink import shrunk
+from backend.shrink import few_blocks, shrunk, without_blocks
 from backend.statistics import Gatherer, read_statistics, statistics_file, write_statistics
 from backend.tables import Tables
 from backend.text import calibration
 from backend.training import text_loss
 from backend.trials import Trials
 from backend.views import Layer, Statistics, Work, most
+
+# Samples that a search for the first block with an overflow reads.
+_FEW_SAMPLES = 8
+# Tokens that a transform is tried on, and the samples that they are cut into for its statistics.
+_PROBE_TOKENS, _PROBES = 64, 4
 
 
 @torch.inference_mode()
@@ -63,6 +73,8 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
     with report.timed("load"):
         progress(Update("load", 0, 1, recipe.model))
         layout = facts(recipe.model, host)
+        if layout.notes:
+            report.notes["model"] = {"not part of what is measured": "; ".join(layout.notes)}
         last = shrunk(layout, recipe.stages)
         check_layers(recipe, last.layers, last.positions, last.tables)
         opened = load_model(layout, host)
@@ -86,9 +98,10 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         } | walk.tables.parts
         config, generation = stored_config(opened.model), stored_generation(opened.model)
         dense = dense_tensors(opened.model, set(parts))
+        rules = generation_rules(recipe.model, host)
         # The dense linears are not needed any more, and the parts are about to be read back.
         del opened, walk
-        save_artifact(artifact, dense, parts, config, generation, layout, recipe.to_json())
+        save_artifact(artifact, dense, parts, config, generation, layout, recipe.to_json(), rules)
         progress(Update("save", 1, 1))
     return report
 
@@ -108,6 +121,7 @@ class Walk:
     ) -> None:
         self.recipe, self.layout, self.opened, self.host = recipe, layout, opened, host
         self.progress, self.report = progress, report
+        prove_walk(opened, layout, host)
         self.checkpoints = Checkpoints(scratch, opened.device)
         self.model, self.family = opened.model, opened.family
         self.plan: dict[str, dict[str, Any]] = {name: dict(given) for name, given in recipe.plan.items()}
@@ -145,9 +159,37 @@ class Walk:
         """Hand the whole model to a method; `later` are the stages after it."""
         self._text = stage.text
         try:
+            if method.kind == "transform":
+                self._prove(number, stage, method)
             self._whole(number, stage, method, later)
         finally:
             self._text = ""
+
+    def _prove(self, number: int, stage: Stage, method: Method) -> None:
+        """UserError unless a transform leaves the logits of this model as they are: tried in float32, where
+        rounding hides nothing, on a copy of its first and last blocks."""
+        kept = {0, self.layout.blocks - 1}
+        few = OpenModel(
+            few_blocks(self.model, self.family, kept), self.family, self.opened.name, self.opened.device
+        )
+        ids = probe_tokens(few, _PROBE_TOKENS)
+        layout = without_blocks(self.layout, self.layout.blocks - len(kept), stage.method)
+        with tempfile.TemporaryDirectory() as home:
+            host = replace(self.host, home=Path(home))
+            walk = Walk(self.recipe, layout, few, host, Path(home), silent, Report(few.device))
+            walk._text, walk._tokenizer = stage.text, self.tokenizer
+            walk._tokens[stage.text or self.recipe.calibration.text] = ids.view(_PROBES, -1)
+            before = few.model(ids[None], use_cache=False).logits
+            walk._whole(number, stage, method, ())
+            parts = {name: part for block in range(layout.blocks) for name, part in walk.parts(block).items()}
+            with walk.swapped(parts):
+                after = few.model(ids[None], use_cache=False).logits
+        off = apart(after, before)
+        if not off <= TOLERANCE:
+            raise UserError(
+                f"stage {number}, {stage.method}: changes what this {self.family.name} model computes, its "
+                f"logits by {off:.1%}; allowed: a chain without it"
+            )
 
     def _whole(self, number: int, stage: Stage, method: Method, later: Sequence[tuple[int, Stage]]) -> None:
         if method.plans and (kept := self.checkpoints.plan(number)) is not None:
@@ -409,9 +451,21 @@ class Walk:
             ):
                 feeds.observe(block, gatherer)
             found = {group[0]: gatherer.of(group) for group in groups}
+        if not all(seen.finite for seen in found.values()):
+            raise self._not_finite(block)
         if cache is not None:
             write_statistics(cache, found)
         return found
+
+    def _not_finite(self, block: int) -> UserError:
+        """What to say when the inputs of a block's linears are no numbers: whose trouble that is."""
+        for ids in self.tokens[:_FEW_SAMPLES]:
+            if where := first_overflow(self.opened, ids):
+                return overflow(self.recipe.model, where)
+        return UserError(
+            f"block {block + 1}: behind what the stages made of the model, its inputs are no numbers in "
+            f"{name_of(self.opened.compute_dtype)}; allowed: milder stages, or PARETOSCOPE_COMPUTE=float32"
+        )
 
     def _cache_file(self, block: int, needs: Mapping[str, Need]) -> Path:
         # By the name that a block's groups gather under, so that recipes with the same needs share it.

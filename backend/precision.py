@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from backend.families import Family, blocks_of
 from backend.host import Host
@@ -139,21 +140,42 @@ def compute_in(model: Any, family: Family, dtype: torch.dtype) -> None:
         widen_in_calls(unit, dtype)
 
 
+@contextmanager
+def computed_as(model: Any, family: Family, dtype: torch.dtype) -> Iterator[None]:
+    """Compute a model in a type at least as wide as what it is computed in, for a while."""
+    before = computed_in(model)
+    if before.itemsize >= dtype.itemsize:
+        yield
+        return
+    handles = [handle for unit in _units(model, family) for handle in widen_in_calls(unit, dtype)]
+    model.compute_dtype = dtype
+    try:
+        yield
+    finally:
+        model.compute_dtype = before
+        for handle in handles:
+            handle.remove()
+        for unit in _units(model, family):
+            unit.__dict__.pop("narrow", None)
+            unit.__dict__.pop("compute_dtype", None)
+
+
 def computed_in(model: Any) -> torch.dtype:
     """The type that a model is computed in."""
     return getattr(model, "compute_dtype", model.dtype)
 
 
-def widen_in_calls(module: nn.Module, dtype: torch.dtype) -> None:
-    """Widen a module's weights while it runs."""
+def widen_in_calls(module: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
+    """Widen a module's weights while it runs, until the hooks that are returned are removed."""
     plain: Any = module
     if type(module) is nn.Embedding:
         # A few rows of a large table are wanted: these are widened.
-        module.register_forward_hook(lambda module, given, rows: rows.to(dtype))
-        return
+        return [module.register_forward_hook(lambda module, given, rows: rows.to(dtype))]
     plain.compute_dtype, plain.narrow = dtype, []
-    module.register_forward_pre_hook(lambda module, given: _widen(module))
-    module.register_forward_hook(lambda module, given, out: _narrow(module), always_call=True)
+    return [
+        module.register_forward_pre_hook(lambda module, given: _widen(module)),
+        module.register_forward_hook(lambda module, given, out: _narrow(module), always_call=True),
+    ]
 
 
 @contextmanager

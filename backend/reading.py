@@ -9,9 +9,11 @@ from torch import Tensor
 
 from backend.artifacts import OpenModel
 from backend.errors import UserError
-from backend.evaluate import SLICE, compare_logits, final_states, logit_slices, token_losses
+from backend.evaluate import compare_logits, final_states, token_losses
 from backend.generate import prompt_ids
 from backend.progress import Progress, Update
+from backend.readout import SLICE
+from backend.tokenizing import check_rows
 
 MOST_TOKENS = 1024
 GUESSES = 5
@@ -62,6 +64,7 @@ def ids_of(tokenizer: Any, text: str, answer: Sequence[int], chat: bool, most: i
         found = [*prompt_ids(tokenizer, text, chat)[0].tolist(), *answer]
     else:
         found = tokenizer(text)["input_ids"]
+        check_rows(found, tokenizer, "text")
     return [int(token) for token in found[:most]], len(found) > most
 
 
@@ -71,8 +74,8 @@ def _scores(
     rows = []
     # As many rows at a time as an evaluation takes, so that the numbers are the same.
     for mine, theirs, wanted in zip(
-        logit_slices(opened.head, states, opened.softcap),
-        logit_slices(dense.head, dense_states, dense.softcap),
+        opened.readout.slices(states),
+        dense.readout.slices(dense_states),
         targets.split(SLICE),
         strict=True,
     ):
@@ -85,7 +88,7 @@ def _scores(
 
 
 def _tops(opened: OpenModel, states: Tensor) -> list[list[list[Any]]]:
-    slices = logit_slices(opened.head, states, opened.softcap)
+    slices = opened.readout.slices(states)
     found = [logits.softmax(dim=1).topk(GUESSES, dim=1) for logits in slices]
     return _pairs(torch.cat([row.indices for row in found]), torch.cat([row.values for row in found]))
 

@@ -20,6 +20,8 @@ from backend.models import ModelFacts
 from backend.recipe import Stage
 from backend.registry import discover
 
+# What a configuration lists block by block.
+_PER_BLOCK = ("layer_types", "no_rope_layers")
 # What the configuration of a `model_type` calls its number of MLP channels, where that is its own word.
 _CHANNELS = {"opt": "ffn_dim", "gpt2": "n_inner"}
 
@@ -85,9 +87,25 @@ def drop_blocks(model: Any, family: Family, dropped: Collection[int]) -> None:
             if hasattr(module, "layer_idx"):
                 vars(module)["layer_idx"] = place
     config = model.config
-    if isinstance(getattr(config, "layer_types", None), list):
-        config.layer_types = [config.layer_types[number] for number in kept]
+    for name in _PER_BLOCK:
+        if isinstance(told := getattr(config, name, None), list):
+            setattr(config, name, [told[number] for number in kept])
     config.num_hidden_layers = len(kept)
+
+
+def few_blocks(model: Any, family: Family, kept: Collection[int]) -> Any:
+    """A copy in float32 of a model with only some of its blocks."""
+    parent, _, child = family.blocks.rpartition(".")
+    holder, blocks = model.get_submodule(parent), blocks_of(model, family)
+    empty = nn.ModuleList(block if number in kept else nn.Identity() for number, block in enumerate(blocks))
+    setattr(holder, child, empty)
+    try:
+        few = copy.deepcopy(model).float()
+    finally:
+        setattr(holder, child, blocks)
+    few.compute_dtype = torch.float32
+    drop_blocks(few, family, set(range(len(blocks))) - set(kept))
+    return few
 
 
 def heads_of(layout: ModelFacts) -> int:
@@ -239,24 +257,16 @@ def _leave(model: nn.Module, family: Family, name: str, axis: int, numbers: Tens
 
 
 def _tell_heads(model: Any, family: Family) -> None:
-    """Attention modules keep numbers of their own, made when they were built."""
-    fresh = type(model)._from_config(_one_block(model.config), dtype=model.dtype)
-    made = dict(blocks_of(fresh, family)[0].named_modules())
-    for block in blocks_of(model, family):
+    """Attention modules keep numbers of their own, made when they were built, block by block."""
+    with torch.device("meta"):
+        # As the model itself: whether a module trains is a number of its own as well.
+        fresh = type(model)._from_config(copy.deepcopy(model.config)).train(model.training)
+    for block, built in zip(blocks_of(model, family), blocks_of(fresh, family), strict=True):
+        made = dict(built.named_modules())
         for name, module in block.named_modules():
             for told, value in vars(made[name]).items():
                 if isinstance(value, int) and told != "layer_idx" and hasattr(module, told):
                     setattr(module, told, value)
-
-
-def _one_block(config: Any) -> Any:
-    small = copy.deepcopy(config)
-    small.num_hidden_layers = 1
-    if isinstance(getattr(small, "layer_types", None), list):
-        small.layer_types = small.layer_types[:1]
-    small.vocab_size = 8
-    small.pad_token_id = None
-    return small
 
 
 def _kv_heads(config: Any) -> int:

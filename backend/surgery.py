@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backend.artifacts import OpenModel, load_model, load_tokenizer, replace_module
 from backend.errors import UserError
-from backend.evaluate import capped, compare_logits, final_states
+from backend.evaluate import compare_logits, final_states
 from backend.generate import greedy
 from backend.host import Host
 from backend.linear import CompressedLinear
@@ -121,13 +121,13 @@ def _patient(
 
 
 def _scores(opened: OpenModel, ids: Tensor, dense: Tensor) -> dict[str, Tensor]:
-    head: nn.Module = opened.head
+    readout = opened.readout
     states, targets = final_states(opened, ids)[:-1], ids[1:]
-    with widened(head):
+    with widened(readout.head):
         rows = [
             compare_logits(
-                capped(head(states[start : start + _ROWS]), opened.softcap),
-                capped(head(dense[:-1][start : start + _ROWS]), opened.softcap),
+                readout(states[start : start + _ROWS]),
+                readout(dense[:-1][start : start + _ROWS]),
                 targets[start : start + _ROWS],
             )
             for start in range(0, len(targets), _ROWS)

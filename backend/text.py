@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,13 @@ import numpy as np
 import torch
 
 from backend import assets
+from backend.documents import FILE, Documents
 from backend.errors import UserError
-from backend.host import Host, check_local
+from backend.host import Host
+from backend.tokenizing import check_rows, token_ids
 
-FILE = "file:"
-_JOIN = "\n\n"
-_LARGEST_FILE = 256 * 1024**2
-# Percent of the articles, by a hash of the title, so that no article is ever in two parts.
-_PARTS = {"calibration": range(60), "validation": range(60, 70), "test": range(70, 100)}
-# Enough for 512 samples of 2048 tokens, and the part of C4 that papers evaluate on.
-_C4_DOCUMENTS = {"train": 4000, "validation": 1100}
+# Pieces of a file that are looked at before anything is queued.
+_FIRST = 16
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,47 @@ def calibration(name: str, tokenizer: Any, samples: int, length: int, seed: int,
             f"calibration text {name} holds {blocks} samples of {length} tokens, {samples} are asked for; "
             f"{_way_out(blocks, len(ids), 'samples')}"
         )
-    picked = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:samples]
     protocol |= {"samples": samples, "length": length, "seed": seed}
-    return Tokens(ids[: blocks * length].view(blocks, length)[picked], protocol)
+    return Tokens(_blocks(ids, _picked(blocks, seed)[:samples], length), protocol)
+
+
+def held_out(
+    name: str, tokenizer: Any, windows: int, length: int, apart_from: tuple[int, int, int], host: Host
+) -> Tokens:
+    """At most `windows` blocks of the calibration part that share no token with the calibration of
+    `apart_from` (samples, their length, seed): what is fitted there is judged here.
+
+    Raises UserError when that calibration leaves no block of this length.
+    """
+    ids, protocol = _tokenize(name, "calibration", tokenizer, host)
+    samples, sample_length, seed = apart_from
+    used = np.zeros(len(ids), dtype=bool)
+    for block in _picked(len(ids) // sample_length, seed)[:samples].tolist():
+        used[block * sample_length : (block + 1) * sample_length] = True
+    blocks = len(ids) // length
+    free = ~used[: blocks * length].reshape(blocks, length).any(axis=1)
+    order = _picked(blocks, seed)
+    left = order[torch.from_numpy(free)[order]][:windows]
+    if not len(left):
+        raise UserError(
+            f"calibration text {name}: {samples} samples of {sample_length} tokens leave no {length} tokens "
+            f"in a row to judge by ({len(ids)} tokens in all); allowed: fewer samples"
+        )
+    protocol |= {
+        "samples": len(left), "length": length, "seed": seed,
+        "apart_from": f"{samples} samples of {sample_length}",
+    }  # fmt: skip
+    return Tokens(_blocks(ids, left, length), protocol)
+
+
+def _picked(blocks: int, seed: int) -> torch.Tensor:
+    """Numbers of blocks in the order that the seed picks them."""
+    return torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
+
+
+def _blocks(ids: np.ndarray, numbers: torch.Tensor, length: int) -> torch.Tensor:
+    picked = [ids[number * length : (number + 1) * length] for number in numbers.tolist()]
+    return torch.from_numpy(np.stack(picked).astype(np.int64))
 
 
 def evaluation(name: str, tokenizer: Any, length: int, windows: int, host: Host) -> Tokens:
@@ -92,13 +127,15 @@ def evaluation(name: str, tokenizer: Any, length: int, windows: int, host: Host)
         "tokens": windows * (length - 1),
         "loss_dtype": "float32",
     }
-    return Tokens(ids[: windows * length].view(windows, length), protocol)
+    return Tokens(_blocks(ids, torch.arange(windows), length), protocol)
 
 
 def check_text(name: str, host: Host) -> None:
-    """UserError unless the name is in the catalogue, or a local file that may be read; asks no hub."""
+    """UserError unless the name is in the catalogue, or a local file whose first lines can be read; asks no
+    hub."""
     if name.startswith(FILE):
-        _local_file(name, host)
+        for _ in islice(Documents(name, "test", host).pieces(), _FIRST):
+            pass
     elif name not in (known := [card.name for card in texts(host)]):
         raise UserError(f"text {name!r} is not known; take one of {', '.join(known)} or {FILE}PATH")
 
@@ -115,29 +152,31 @@ def _way_out(held: int, tokens: int, unit: str) -> str:
     return f"ask for at most {held} {unit} or for shorter ones ({shorter})" if held else shorter
 
 
-def _tokenize(name: str, part: str, tokenizer: Any, host: Host) -> tuple[torch.Tensor, dict[str, Any]]:
-    """All ids of one part of a text in one go, and the first half of its stamp."""
-    text, split, join = _read(name, part, host)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    vocabulary = tokenizer_digest(tokenizer)
+def _tokenize(name: str, part: str, tokenizer: Any, host: Host) -> tuple[np.ndarray, dict[str, Any]]:
+    """All ids of one part of a text, from the disk as they are asked for, and the first half of its stamp."""
+    check_text(name, host)
+    text = Documents(name, part, host)
+    total = hashlib.sha256()
+    for piece in text.pieces():
+        total.update(piece.encode())
+    digest, vocabulary = total.hexdigest(), tokenizer_digest(tokenizer)
     kept = host.cache / "tokens" / f"{digest[:32]}-{vocabulary}.npy"
     ids = _load_ids(kept)
     if ids is None:
-        # verbose=False: the text is longer than the model's window on purpose.
-        ids = np.asarray(
-            tokenizer(text, verbose=False, return_attention_mask=False)["input_ids"], dtype=np.int32
-        )
-        _save_ids(kept, ids)
+        _save_ids(kept, text, tokenizer)
+        ids = np.load(kept, mmap_mode="r", allow_pickle=False)
+    check_rows(ids, tokenizer, f"text {name}")
     starts_with_bos = len(ids) > 0 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
     protocol = {
         "text": name,
-        "split": split,
+        "split": text.split,
         "digest": digest[:16],
-        "join": join,
+        "join": text.join,
         "bos": "tokenizer default" if starts_with_bos else "none",
         "tokenizer": vocabulary,
+        **text.told(),
     }
-    return torch.from_numpy(ids.astype(np.int64)), protocol
+    return ids, protocol
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -150,134 +189,22 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def _load_ids(kept: Path) -> np.ndarray | None:
     try:
-        return np.load(kept, allow_pickle=False)
+        return np.load(kept, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
 
 
-def _save_ids(kept: Path, ids: np.ndarray) -> None:
+def _save_ids(kept: Path, text: Documents, tokenizer: Any) -> None:
+    """Write a text's token ids int32 without ever holding all of them."""
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".unfinished", delete=False) as file:
-        np.save(file, ids, allow_pickle=False)
+    with tempfile.TemporaryFile(dir=kept.parent) as raw:
+        count = 0
+        for ids in token_ids(tokenizer, text.pieces()):
+            raw.write(ids.tobytes())
+            count += len(ids)
+        raw.seek(0)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".unfinished", delete=False) as file:
+            head = {"descr": "<i4", "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(file, head)
+            shutil.copyfileobj(raw, file)
     os.replace(file.name, kept)
-
-
-def _read(name: str, part: str, host: Host) -> tuple[str, str, str]:
-    """The words of one part, the split's own name, and how documents were joined."""
-    check_text(name, host)
-    if name.startswith(FILE):
-        place = _local_file(name, host)
-        join = _JOIN if place.suffix == ".jsonl" else "none"
-        return _read_file(place), "file", join
-    if name.startswith("wikipedia-"):
-        return _JOIN.join(_articles(assets.articles_file(host, name[-2:]), part)), part, _JOIN
-    split = _hub_split(name, part)
-    return _read_hub(name, split, host), split, _JOIN
-
-
-def _local_file(name: str, host: Host) -> Path:
-    place = check_local(name[len(FILE) :], host)
-    if place.suffix not in (".txt", ".jsonl"):
-        raise UserError(
-            f"text {name!r} must be a .txt file or a .jsonl file with a field 'text' in each line"
-        )
-    if not place.is_file():
-        raise UserError(f"text {name!r} is not a file on this machine")
-    if place.stat().st_size > _LARGEST_FILE:
-        raise UserError(
-            f"text {name!r} is larger than the {_LARGEST_FILE // 1024**2} MB that a text may have"
-        )
-    return place
-
-
-def _read_file(place: Path) -> str:
-    try:
-        text = place.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"text {FILE}{place} is not UTF-8: byte {problem.start} cannot be read") from problem
-    except OSError as problem:
-        raise UserError(f"text {FILE}{place} cannot be read: {problem.strerror}") from problem
-    return _JOIN.join(_documents(text, place)) if place.suffix == ".jsonl" else text
-
-
-def _documents(lines: str, place: Path) -> Iterator[str]:
-    for number, line in enumerate(lines.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as problem:
-            raise UserError(f"text {FILE}{place}, line {number}: not JSON ({problem})") from problem
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise UserError(f"text {FILE}{place}, line {number}: needs an object with a string field 'text'")
-        yield row["text"]
-
-
-@lru_cache(maxsize=4)
-def _articles(place: Path, part: str) -> tuple[str, ...]:
-    """One part's articles, in the order of the title's hash so that subjects mix."""
-    try:
-        rows = json.loads(place.read_text(encoding="utf-8")).values()
-    except OSError as problem:
-        raise UserError("the embedded texts are not here yet; run `make setup` once") from problem
-    hashed = sorted(
-        (hashlib.sha256(row["title"].encode()).hexdigest(), row["title"], row["extract"]) for row in rows
-    )
-    seen: set[str] = set()
-    documents = []
-    for digest, title, extract in hashed:
-        # An extract that comes again under another title could otherwise be in two parts.
-        if extract not in seen and int(digest, 16) % 100 in _PARTS[part]:
-            documents.append(f"{title}\n\n{extract}")
-        seen.add(extract)
-    return tuple(documents)
-
-
-def _hub_split(name: str, part: str) -> str:
-    if part == "calibration":
-        return "train"
-    return "validation" if name == "c4" else "test"
-
-
-def _read_hub(name: str, split: str, host: Host) -> str:
-    """A text of the hub; kept as plain text, so that it is the same and there when the hub is not."""
-    kept = host.cache / "texts" / f"{name}-{split}.txt"
-    if kept.exists():
-        return kept.read_bytes().decode()
-    try:
-        text = _JOIN.join(_rows(name, split))
-    # The hub's client reports being offline as OSError, a missing or moved data set as either.
-    except (OSError, ValueError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise UserError(
-            f"text {name} could not be read from the Hugging Face hub ({reason}); "
-            "offline, take wikipedia-en, wikipedia-fr, wikipedia-es or file:PATH"
-        ) from problem
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = kept.with_suffix(f".{os.getpid()}.unfinished")
-    unfinished.write_bytes(text.encode())
-    os.replace(unfinished, kept)
-    return text
-
-
-def _rows(name: str, split: str) -> Iterator[str]:
-    # 2.3 s and 90 MB that no page and no embedded text needs.
-    import datasets  # noqa: PLC0415
-
-    if name == "wikitext2":
-        rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
-        yield from rows["text"]
-    elif name == "c4":
-        shards = {
-            "train": "en/c4-train.00000-of-01024.json.gz",
-            "validation": "en/c4-validation.00000-of-00008.json.gz",
-        }
-        stream = datasets.load_dataset(
-            "allenai/c4", data_files={split: shards[split]}, split=split, streaming=True
-        )
-        yield from (row["text"] for row in stream.take(_C4_DOCUMENTS[split]))
-    else:
-        # The data set is a script, which `datasets` no longer runs; the hub keeps this conversion of it.
-        branch = "hf://datasets/ptb-text-only/ptb_text_only@refs%2Fconvert%2Fparquet"
-        files = {split: f"{branch}/penn_treebank/{split}/0000.parquet"}
-        yield from datasets.load_dataset("parquet", data_files=files, split=split)["sentence"]

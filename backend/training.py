@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from backend.artifacts import OpenModel, replace_module
-from backend.evaluate import capped
 from backend.parts import Part, combined, inputs_of
 from backend.tuning import Standin
 
@@ -50,7 +49,7 @@ def text_loss(walk: "Walk") -> TextLoss:
         try:
             ids = ids.clone().to(opened.device)
             states = mine.body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            logits = capped(mine.head(states), mine.softcap)
+            logits = mine.readout(states)
             return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
         finally:
             for name, original in originals.items():

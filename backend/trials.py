@@ -21,7 +21,7 @@ from backend import plans
 from backend.artifacts import computed_wider, replace_module
 from backend.checkpoints import Checkpoints
 from backend.depth import HALVES, members
-from backend.evaluate import divergence, final_states, logit_slices
+from backend.evaluate import divergence, final_states
 from backend.fisher import sensitivities
 from backend.host import Host
 from backend.linear import CompressedLinear
@@ -31,7 +31,7 @@ from backend.parts import before_inputs, gone
 from backend.progress import Update
 from backend.recipe import Calibration, Stage, planned_stages
 from backend.registry import discover
-from backend.text import calibration
+from backend.text import held_out
 from backend.views import SKIP, Choices, merged, most
 
 if TYPE_CHECKING:
@@ -206,9 +206,8 @@ class Trials:
     def _windows(self) -> Tensor:
         """Token ids [windows, length], apart from those that the levels are fitted on."""
         walk, wanted = self._walk, self._walk.recipe.calibration
-        return calibration(
-            wanted.text, walk.tokenizer, wanted.samples, wanted.length, wanted.seed + 1, walk.host
-        ).ids
+        fitted = (wanted.samples, wanted.length, wanted.seed)
+        return held_out(wanted.text, walk.tokenizer, wanted.samples, wanted.length, fitted, walk.host).ids
 
     @cached_property
     def _dense(self) -> list[Tensor]:
@@ -263,8 +262,8 @@ class Trials:
         for number in windows:
             self._told("compare", number, len(self._windows))
             states = final_states(opened, self._windows[number].to(opened.device))
-            ours = logit_slices(opened.head, states, opened.softcap)
-            theirs = logit_slices(opened.head, dense[number], opened.softcap)
+            ours = opened.readout.slices(states)
+            theirs = opened.readout.slices(dense[number])
             total += sum(divergence(mine, their) for mine, their in zip(ours, theirs, strict=True))
         return total / (len(windows) * self._windows.shape[1])
 

@@ -47,6 +47,11 @@ class Statistics:
     sample: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all inputs that were seen are numbers."""
+        return self.squares is None or bool(torch.isfinite(self.squares).all())
+
     def once(self, key: Any, make: Callable[[], Cached]) -> Cached:
         """Compute what depends on the inputs alone once for all linears that share them."""
         if key not in self._cache:

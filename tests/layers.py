@@ -48,3 +48,20 @@ def after(layer: Layer, parts: tuple) -> Layer:
 def output_error(x: Tensor, weight: Tensor, now: Tensor) -> float:
     """||X (W - Ŵ)ᵀ||² computed on the inputs themselves, without any second moment."""
     return float((x.double() @ (weight.double() - now.double()).T).square().sum())
+
+
+def real_like_layer(rows: int = 192, inputs: int = 256, tokens: int = 1024, seed: int = 0) -> Layer:
+    """A layer as real models have them: inputs that go together, a few loud ones, means that are not zero;
+    weights of unequal columns with a few large ones."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    loudness = (0.8 * draw(inputs)).exp()
+    loudness[:: inputs // 4] *= 8
+    shared = draw(tokens, inputs // 8) @ draw(inputs // 8, inputs) / (inputs // 8) ** 0.5
+    x = (shared + 0.5 * draw(tokens, inputs) + 0.3 * draw(inputs)) * loudness
+    # Weights are the smaller the louder their input is, and their tails are heavier than a normal's.
+    weight = draw(rows, inputs) * draw(rows, inputs).abs().sqrt() * (0.3 * draw(inputs)).exp() / loudness**0.5
+    return layer_of(weight.bfloat16(), x, torch.bfloat16)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from backend.catalogue import with_tables
+from backend.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -16,6 +17,11 @@ def test_the_readme_has_the_tables_of_the_registry():
     assert "<!-- methods -->" in text
     assert "<!-- variables -->" in text
     assert with_tables(text) == text, "run `python -m backend.catalogue`"
+
+
+def test_the_readme_names_every_family():
+    told = (ROOT / "README.md").read_text()
+    assert [found.name for found in FAMILIES.values() if found.name not in told] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)

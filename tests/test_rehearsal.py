@@ -55,6 +55,14 @@ def test_what_is_made_for_nothing_stays_on_the_cpu():
             assert nn.Linear(2, 2).weight.is_meta
 
 
+def test_a_context_of_a_device_means_the_real_functions_again_afterwards():
+    with rehearsal(), torch.device("meta"):
+        assert torch.zeros(1).is_meta
+    with torch.device("meta"):
+        assert torch.tensor([1.0]).is_meta
+        assert torch.as_tensor([1.0]).is_meta
+
+
 def _refused(act):
     with rehearsal(), pytest.raises(RuntimeError, match="same device"):
         act(torch.ones(4, 4, device="cuda"), torch.ones(4, 4))

@@ -46,8 +46,12 @@ def _one(told: Estimate) -> str:
     head = (say("metric.packed"), "")
     return (
         f"<h3>{say('compress.before_the_run')}</h3>{figures(numbers)}{table(head, parts)}"
-        f'<p class="note">{escape(told.formula)}</p><p class="note">{_trust(told)}</p>'
+        f'<p class="note">{escape(told.formula)}</p><p class="note">{_trust(told)}</p>{_notes(told)}'
     )
+
+
+def _notes(told: Estimate) -> str:
+    return "".join(f'<p class="warn-ink">{escape(note)}</p>' for note in told.notes)
 
 
 def _many(looked: Sequence[Recipe], estimates: Sequence[Estimate], count: int) -> str:
@@ -70,7 +74,7 @@ def _many(looked: Sequence[Recipe], estimates: Sequence[Estimate], count: int) -
     head = (say("common.run"), say("compress.packed"), say("compress.time"))
     return (
         f"<h3>{say('compress.before_the_sweep')}</h3>{figures(numbers)}{table(head, lines)}{rest}"
-        f'<p class="note">{_trust(estimates[0])}</p>'
+        f'<p class="note">{_trust(estimates[0])}</p>{_notes(estimates[0])}'
     )
 
 

@@ -2,7 +2,8 @@
 
     finite      every weight and every loss is a number
     collapse    its perplexity is no better than that of the evaluation text's own token frequencies
-    repetition  greedy answers to five fixed prompts: share of 4-token runs that occurred before in the answer
+    repetition  greedy answers to five fixed prompts: share of 4-token runs that occurred before in an answer;
+                left out where a model has too few positions for them, as the text of `finite` says
 
 A run that fails is marked as broken and stays off the Pareto front.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from backend.artifacts import OpenModel, compressed_modules
 from backend.evaluate import Measured, Result, Subject
-from backend.generate import greedy
+from backend.generate import greedy, positions_of
 from backend.precision import name_of
 from backend.progress import Update
 from backend.registry import metric
@@ -45,16 +46,22 @@ def sanity(subject: Subject) -> Result:
         "prompts": len(PROMPTS), "tokens": _TOKENS, "sampling": "greedy",
         "compute_dtype": name_of(opened.compute_dtype),
     }  # fmt: skip
-    result = Result([Measured("sanity.finite", float(finite), "share", False, stamp)])
+    prompts = [subject.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    positions = positions_of(opened.model)
+    asked = positions is None or max(map(len, prompts)) + _TOKENS <= positions
+    told = "" if asked else f"no greedy answers: this model reads at most {positions} tokens"
+    result = Result([Measured("sanity.finite", float(finite), "share", False, stamp, told)])
     if not finite:
         result.broken = f"NaN or infinite values in {bad}" if bad else "the loss is NaN or infinite"
         return result
-    subject.progress(Update("sanity", 0, 1, f"{len(PROMPTS)} greedy answers"))
-    answers = greedy(opened, subject.tokenizer, PROMPTS, _TOKENS)
-    shares = [repeated_share(ids, _RUN) for ids in answers]
-    result.measurements.append(
-        Measured("sanity.repetition", sum(shares) / len(shares), "share", True, stamp, n=len(PROMPTS))
-    )
+    shares = []
+    if asked:
+        subject.progress(Update("sanity", 0, 1, f"{len(PROMPTS)} greedy answers"))
+        answers = greedy(opened, subject.tokenizer, PROMPTS, _TOKENS)
+        shares = [repeated_share(ids, _RUN) for ids in answers]
+        result.measurements.append(
+            Measured("sanity.repetition", sum(shares) / len(shares), "share", True, stamp, n=len(PROMPTS))
+        )
     known = unigram_perplexity(subject.tokens.ids)
     perplexity = math.exp(min(float(losses.mean()), 700.0))
     if subject.tokens.ids.numel() >= _ENOUGH and perplexity >= known:

@@ -14,6 +14,7 @@ import torch
 
 from backend.artifacts import compressed_modules
 from backend.evaluate import Measured, Result, Subject
+from backend.generate import positions_of
 from backend.precision import all_widened, name_of
 from backend.progress import Update
 from backend.registry import metric
@@ -34,8 +35,10 @@ def speed(subject: Subject) -> Result:
 
 def _timed(subject: Subject, simulated: bool) -> Result:
     opened = subject.opened
-    positions = getattr(opened.model.config, "max_position_embeddings", _PROMPT + _ANSWER)
-    prompt = max(1, min(_PROMPT, positions - _ANSWER))
+    prompt = min(_PROMPT, (positions_of(opened.model) or _PROMPT + _ANSWER) - _ANSWER)
+    if prompt < 1:
+        # Too few positions for an answer of this length.
+        return Result()
     ids = subject.tokens.ids.flatten()[:prompt][None].to(opened.device)
     reads, writes = [], []
     for number in range(_REPEATS + 1):

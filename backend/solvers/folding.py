@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backend.families import Family
+from backend.errors import UserError
+from backend.families import Family, blocks_of
+from backend.shrink import few_blocks
+
+# Largest change of the logits of a float32 model, in shares of the largest, that moved scales may make.
+TOLERANCE = 1e-3
+_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,43 @@ class Feed:
 
 
 def feed_of(model: nn.Module, family: Family, block: int, group: int) -> Feed | None:
-    """What feeds a group of a block; None where no scale can be moved."""
+    """What feeds a group of a block; None where no scale can be moved.
+
+    Raises UserError for a model whose function would not stay: asked once, on a copy of some of its blocks.
+    """
+    if not getattr(model, "folds", False):
+        check_folding(model, family)
+        vars(model)["folds"] = True
+    return _feed_of(model, family, block, group)
+
+
+def check_folding(model: nn.Module, family: Family) -> None:
+    """UserError, with the linears, unless scales moved through what feeds them leave the logits alone."""
+    count = len(blocks_of(model, family))
+    few = few_blocks(model, family, {0, count - 1})
+    rows = few.get_input_embeddings().weight.shape[0]
+    ids = torch.linspace(0, rows - 1, _TOKENS, device=few.device).long()[None]
+    before = few(ids, use_cache=False).logits
+    rng = torch.Generator().manual_seed(0)
+    for group, names in enumerate(family.linears):
+        for block in range(len(blocks_of(few, family))):
+            feed = _feed_of(few, family, block, group)
+            if feed is not None:
+                scale = torch.rand(feed.rows, generator=rng).mul(1.5).add(0.5).to(few.device)
+                scale = divide_feed(few, family, feed, scale)
+                for name in family.group_names(block)[group]:
+                    weight = weight_of(few, family, name)
+                    set_weight(few, family, name, weight * feed.spread(scale, weight.shape[1]))
+        largest = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)
+        off = float((few(ids, use_cache=False).logits - before).abs().max() / largest)
+        if not off <= TOLERANCE:
+            raise UserError(
+                f"scales cannot be moved into the inputs of {', '.join(names)} of this {family.name} model: "
+                f"its logits change by {off:.1%}; allowed: stages that move no scales"
+            )
+
+
+def _feed_of(model: nn.Module, family: Family, block: int, group: int) -> Feed | None:
     short = family.feeds[group]
     if not short:
         return None

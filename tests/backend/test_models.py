@@ -41,7 +41,7 @@ def hub(tmp_path, monkeypatch):
             return SimpleNamespace(sha=COMMIT)
 
         def get_safetensors_metadata(self, model, revision):
-            entries = backend.models._header(snapshot / "model.safetensors", model)
+            _, entries = backend.models._header(snapshot / "model.safetensors", model)
             tensors = {name: SimpleNamespace(**entry) for name, entry in entries.items()}
             return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
 

@@ -22,7 +22,8 @@ PADS = [found for found in METHODS.values() if found.pads]
 
 
 def run(found, layer, **params):
-    values = found.params.model_validate({"group_size": 20, **params}).model_dump()
+    along = {"axis": "inputs"} if "axis" in found.params.model_fields else {}
+    values = found.params.model_validate({"group_size": 20, **along, **params}).model_dump()
     return applied(found, layer, values)
 
 

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from backend import assets, text
+from backend import assets, documents, text
 from backend.errors import UserError
 from backend.host import Host
 
@@ -96,6 +96,73 @@ def test_samples_are_non_overlapping_blocks_picked_by_the_seed(host: Host, numbe
     }
 
 
+@pytest.mark.parametrize("length", [4, 8, 12])
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_blocks_that_judge_share_no_token_with_those_that_teach(
+    host: Host, numbers: str, length: int, seed: int
+) -> None:
+    taught = text.calibration(numbers, words(), samples=6, length=8, seed=seed, host=host)
+    judged = text.held_out(numbers, words(), 50, length, (6, 8, seed), host)
+    assert set(taught.ids.flatten().tolist()).isdisjoint(judged.ids.flatten().tolist())
+    assert judged.ids.shape[1] == length
+    assert len(judged.ids) >= 1
+    assert judged.protocol["apart_from"] == "6 samples of 8"
+    few = text.held_out(numbers, words(), 2, 4, (6, 8, seed), host)
+    assert few.ids.shape == (2, 4)
+
+
+def test_a_calibration_that_leaves_nothing_to_judge_by_is_refused(host: Host, numbers: str) -> None:
+    with pytest.raises(UserError, match=r"12 samples of 8 tokens leave no 8 tokens in a row.*fewer samples"):
+        text.held_out(numbers, words(), 4, 8, (12, 8, 0), host)
+
+
+MARKED = "w1 w2 w3 w4"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (MARKED.encode(), {}),
+        (MARKED.encode("utf-8-sig"), {"encoding": "utf-8-sig"}),
+        (MARKED.encode("utf-16"), {"encoding": "utf-16"}),
+        (b"\xfe\xff" + MARKED.encode("utf-16-be"), {"encoding": "utf-16"}),
+        (MARKED.encode("utf-32"), {"encoding": "utf-32"}),
+        (MARKED.replace(" ", "\r\n").encode(), {}),
+        (MARKED.replace(" ", "\u2028").encode(), {}),
+        (b"\x1bw1 w2\x0c w3 w4".replace(b"\x1b", b""), {}),
+    ],
+    ids=["plain", "utf-8 mark", "utf-16", "utf-16 be", "utf-32", "dos", "separator", "form feed"],
+)
+def test_texts_are_read_in_the_encodings_that_people_have(
+    host: Host, tmp_path: Path, content: bytes, told: dict[str, str]
+) -> None:
+    place = tmp_path / "text.txt"
+    place.write_bytes(content)
+    got = text.evaluation(f"file:{place}", words(), length=4, windows=1, host=host)
+    assert got.ids.tolist() == [[3, 4, 5, 6]]
+    assert {key: got.protocol[key] for key in ("encoding", "repaired") if key in got.protocol} == told
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"text": "w1 \\ud83d w2"}\n{"text": "w3 \\ude00 w4"}',
+        '{"text": "w1 \\ud83d w2"}\n{"text": "w3 \\ude00 w4"}'.encode("utf-16"),
+        b'{"text": "w1 \xed\xa0\xbd w2"}\n{"text": "w3 \xed\xb8\x80 w4"}',
+    ],
+    ids=["escapes", "utf-16", "bytes"],
+)
+def test_half_an_emoji_is_replaced_and_counted(host: Host, tmp_path: Path, content: bytes) -> None:
+    place = tmp_path / "emoji.jsonl"
+    place.write_bytes(content)
+    got = text.evaluation(f"file:{place}", words(), length=6, windows=1, host=host)
+    assert got.ids.tolist() == [[3, 0, 4, 5, 0, 6]]
+    assert got.protocol["repaired"] == "2 half characters"
+    whole = '{"text": "w1 \\ud83d\\ude00 w2 w3 w4"}'
+    place.write_text(whole)
+    assert "repaired" not in text.evaluation(f"file:{place}", words(), 5, 1, host).protocol
+
+
 def test_a_text_that_is_too_short_says_what_it_holds(host: Host, numbers: str) -> None:
     with pytest.raises(
         UserError, match=r"holds 12 windows of 8 tokens, 13 are asked for; ask for at most 12"
@@ -109,7 +176,7 @@ def test_a_text_that_is_too_short_says_what_it_holds(host: Host, numbers: str) -
 
 def test_parts_of_the_articles_never_overlap(articles: Host) -> None:
     place = assets.articles_file(articles, "en")
-    parts = {part: text._articles(place, part) for part in ("calibration", "validation", "test")}
+    parts = {part: documents.articles(place, part) for part in ("calibration", "validation", "test")}
     bodies = {
         part: {document.split("\n\n")[1] for document in documents} for part, documents in parts.items()
     }
@@ -151,7 +218,13 @@ def test_lines_of_a_jsonl_file_are_documents(host: Host, tmp_path: Path) -> None
     [
         ("bad.jsonl", b'{"text": "w1"}\n{"text": \n', r"bad.jsonl, line 2: not JSON"),
         ("other.jsonl", b'{"text": "w1"}\n{"words": "w1"}\n', r"line 2: needs an object with a string field"),
-        ("latin.txt", "caf\u00e9".encode("latin-1"), r"not UTF-8: byte 3"),
+        ("latin.txt", "w1\ncaf\u00e9".encode("latin-1"), r"latin.txt, line 2, is not UTF-8: byte 6 is 0xe9"),
+        ("latin.jsonl", '{"text": "caf\u00e9"}'.encode("latin-1"), r"line 1, is not UTF-8: byte 13 is 0xe9"),
+        ("torn.txt", b"\xff\xfew1\x00", r"is not the UTF-16 that its byte order mark says"),
+        ("unmarked.txt", "w1 w2".encode("utf-16-le"), r"line 1: holds a NUL character.*allowed: UTF-8"),
+        ("deep.jsonl", b"[" * 100_000, r"deep.jsonl, line 1: (nested too deeply|not JSON)"),
+        ("list.jsonl", b'["w1"]\n', r"line 1: needs an object with a string field"),
+        ("null.jsonl", b'{"text": "w1"}\n{"text": null}\n', r"line 2: needs an object with a string field"),
         ("image.png", b"x", r"must be a .txt file or a .jsonl file"),
         ("missing.txt", None, r"is not a file on this machine"),
         ("empty.txt", b"", r"holds 0 windows"),

@@ -14,7 +14,7 @@ from backend.progress import silent
 from backend.recipe import Calibration, parse_recipe
 from backend.registry import discover
 from backend.report import Report
-from backend.text import calibration
+from backend.text import held_out
 from backend.trials import Trials, folder_of
 from tests.tiny import make_model, make_text
 
@@ -66,8 +66,7 @@ class Setting:
         return path
 
     def windows(self):
-        found = calibration(self.text, self.walk.tokenizer, 4, 64, 1, self.host)
-        return found.ids
+        return held_out(self.text, self.walk.tokenizer, 4, 64, (4, 64, 0), self.host).ids
 
 
 @pytest.fixture

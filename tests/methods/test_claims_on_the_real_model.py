@@ -14,6 +14,8 @@ from backend.assets import EMBEDDED_MODEL, fetch
 from backend.claims import Outcome, series_name, verdict
 from backend.evaluate import Subject, evaluate
 from backend.host import Host
+from backend.methods.prune.dsnot import dsnot
+from backend.methods.prune.wanda import wanda
 from backend.methods.quantize.gptq import gptq
 from backend.methods.quantize.hqq import hqq
 from backend.methods.quantize.quantease import quantease
@@ -40,6 +42,7 @@ _EARLY, _MIDDLE = "model.layers.[23].*", "model.layers.1[45].*"
 PLACES = {
     "compensate.eora": _EARLY,
     "factorize.svdllm": _EARLY,
+    "prune.dsnot": _MIDDLE,
     "prune.wanda": _EARLY,
     "quantize.affinequant": None,
     "quantize.activations": _EARLY,
@@ -49,6 +52,7 @@ PLACES = {
     "quantize.codebook": _EARLY,
     "quantize.fdb": None,
     "quantize.hlq": _EARLY,
+    "quantize.hqq": _EARLY,
     "quantize.llm_fp4": _EARLY,
     "quantize.shiftadd": _MIDDLE,
     "transform.hadamard": _EARLY,
@@ -139,10 +143,25 @@ def test_gptq_and_then_coordinate_descent_lower_the_output_error_of_every_linear
 
 def test_hqq_lowers_the_norm_that_it_is_about_in_every_linear(linears):
     for layer in linears:
-        moved, still = (
-            float((layer.weight - combined(parts)).abs().double().pow(0.7).sum())
-            for parts in (
-                hqq(layer, bits=3, group_size=64), rtn(layer, bits=3, group_size=64, zero="float"),
-            )
-        )  # fmt: skip
-        assert moved < still, layer.name
+        still = {
+            "inputs": rtn(layer, bits=3, group_size=64, zero="float"),
+            "outputs": hqq(layer, bits=3, group_size=64, rounds=0),
+        }
+        for axis, rounded in still.items():
+            moved = hqq(layer, bits=3, group_size=64, axis=axis)
+            norms = [
+                float((layer.weight - combined(parts)).abs().double().pow(0.7).sum())
+                for parts in (moved, rounded)
+            ]
+            assert norms[0] < norms[1], (layer.name, axis)
+
+
+def test_hqq_along_outputs_spares_the_values_and_dsnot_swaps_a_few_hundredths_of_the_mask(linears):
+    for layer in linears:
+        if layer.name.endswith("v_proj"):
+            along = {
+                axis: output_error(layer, hqq(layer, bits=3, axis=axis)) for axis in ("inputs", "outputs")
+            }
+            assert along["outputs"] < 0.6 * along["inputs"]
+        swapped, start = dsnot(layer, sparsity=0.6)[0].kept(), wanda(layer, sparsity=0.6)[0].kept()
+        assert 0.005 < float((swapped != start).float().mean()) < 0.05, layer.name

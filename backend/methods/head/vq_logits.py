@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.readout import Bounds
 from backend.registry import Claim, method
 from backend.shared import SharedRows, shared_bytes
 from backend.shrink import untie
@@ -145,18 +146,15 @@ def _tuned(
     rate: float,
 ) -> Tensor:
     """Codes [k, d] that lose less than `rows` on samples that were not learned from, or these."""
-    cap = getattr(work.model.config, "final_logit_softcapping", None)
+    bounded = Bounds.of(work.model.config)
     sizes = torch.bincount(numbers, minlength=len(rows)).float().log()
-
-    def bounded(logits: Tensor) -> Tensor:
-        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def loss(values: Mapping[str, Tensor], some: Tensor) -> Tensor:
         total, count = torch.zeros(()), 0
         for sample in some.tolist():
             for given in states[sample].split(_ROWS):
                 with torch.no_grad():
-                    odds = bounded(head(given).float()).softmax(dim=1)
+                    odds = bounded(head(given)).softmax(dim=1)
                     mass = torch.zeros(len(given), len(rows)).to(odds).index_add_(1, numbers, odds)
                 mine = bounded(given.float() @ values["rows"].T)
                 # A sum over a batch of rows at a time keeps one piece's logits in memory.

@@ -3,15 +3,20 @@
     μ_j, v_j mean and variance of input j;  c_ij = W_ij μ_j;  ε_i = Σ over pruned j of c_ij  [out]
     regrow, in row i, the pruned weight with the largest c_ij / v_j in the direction of ε_i;
     prune, of the kept weights whose loss moves ε_i towards zero, the one with the smallest |W_ij| ||x_j||;
-    go on while |ε_i| is above the threshold and keeps its first sign
+    go on while 2048 |ε_i| is above the threshold and, with `sign_test`, ε_i keeps its first sign
 
 Needs the channels' sums and norms. Weights are never changed, one goes for each that comes, so the sparsity
-and what is stored are Wanda's. With a pattern, a swap stays within its group of M. The threshold is
-absolute, in units of the output. Helps at high sparsity; at 50% there is little left to gain.
+and what is stored are Wanda's. The threshold is the authors' 0.1 in the authors' unit: an error summed over
+the 2048 tokens of their sequences, whatever the length of the calibration samples. It is absolute.
+With a pattern, a swap stays within its group of M. `group_rule` says which weight of the group goes then:
+`sign` asks as above, `score` takes the smallest |W_ij| ||x_j|| whatever its loss does to ε_i.
+Defaults are the paper's algorithm. The authors' program differs: by its defaults it has no sign test without
+a pattern, takes `score` with one (and the sign test), and leaves MLPs at Wanda's mask (here: `only`).
+Helps at high sparsity; at 50% there is little left to gain.
 Zhang et al., DSnoT, arXiv 2310.08915, section 3 and algorithm 1.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -26,8 +31,19 @@ from backend.views import Layer
 
 Cycles = Annotated[int, Field(ge=0, le=1000, description="Most swaps per output; 0 leaves Wanda's mask")]
 Threshold = Annotated[
-    float, Field(ge=0.0, description="Mean error of an output below which it is left alone")
+    float,
+    Field(ge=0.0, description="Error of an output, summed over 2048 tokens, below which it is left alone"),
 ]
+SignTest = Annotated[bool, Field(description="Stop before the error of an output changes its sign")]
+GroupRule = Annotated[
+    Literal["sign", "score"],
+    Field(
+        description="Which weight of a pattern's group goes: the least score of those whose loss lowers the "
+        "error, or the least score of all"
+    ),
+]
+# The length of the authors' sequences, over which they sum what the threshold is compared with.
+_SEQUENCE = 2048
 
 
 @method(
@@ -47,6 +63,8 @@ def dsnot(
     pattern: Pattern = "free",
     cycles: Cycles = 50,
     threshold: Threshold = 0.1,
+    sign_test: SignTest = True,
+    group_rule: GroupRule = "sign",
 ) -> tuple[Part, ...]:
     """Sparse part of the weights that are kept after the swaps."""
     statistics = layer.statistics
@@ -59,9 +77,11 @@ def dsnot(
     score = weight.abs() * statistics.squares.sqrt().float()
     kept = keep_pattern(score, pattern) if pattern != "free" else keep_largest(score, sparsity)
     allowed = torch.ones_like(kept) if layer.kept is None else layer.kept
-    width = weight.shape[1] if pattern == "free" else int(pattern.split(":")[1])
+    width = None if pattern == "free" else int(pattern.split(":")[1])
+    shift = weight.double() * statistics.sums * (_SEQUENCE / tokens)
+    asks = width is None or group_rule == "sign"
     kept = _swapped(
-        weight.double() * mean, variance, score, kept & allowed, allowed, width, cycles, threshold
+        shift, variance, score, kept & allowed, allowed, width, cycles, threshold, sign_test, asks
     )
     return (Sparse.keep(weight, kept, layer.dtype),)
 
@@ -72,32 +92,42 @@ def _swapped(
     score: Tensor,
     kept: Tensor,
     allowed: Tensor,
-    width: int,
+    width: int | None,
     cycles: int,
     threshold: float,
+    sign_test: bool,
+    asks: bool,
 ) -> Tensor:
-    """The mask [out, in] after the swaps; a weight that came or went stays as it is then."""
+    """The mask [out, in] after the swaps; a weight that came or went stays as it is then.
+
+    width   inputs of a group that a swap stays in, or None
+    asks    whether a weight may only go if its loss moves the error towards zero
+    """
     kept = kept.clone()
     free = allowed.clone()
     error = torch.where(kept, 0.0, shift).mul(allowed).sum(dim=1)
     first = error.sign()
-    growth = shift / variance * first[:, None]
+    growth = shift / variance
     rows = torch.arange(len(kept), device=kept.device)
     active = error.abs() > threshold
     for _ in range(cycles):
         if not bool(active.any()):
             break
-        can_grow = free & ~kept & (growth > 0)
-        grow = growth.masked_fill(~can_grow, -torch.inf).argmax(dim=1)
-        # Losing a weight adds its share to the error: it must have the other sign.
-        can_go = free & kept & (shift * first[:, None] < 0)
-        if width < kept.shape[1]:
+        way = error.sign()[:, None]
+        can_grow = free & ~kept & (shift * way > 0)
+        grow = (growth * way).masked_fill(~can_grow, -torch.inf).argmax(dim=1)
+        can_go = free & kept
+        if asks:
+            # Losing a weight adds its share to the error: it must have the other sign.
+            can_go &= shift * way < 0
+        if width is not None:
             groups = torch.arange(kept.shape[1], device=kept.device) // width
             can_go &= groups[None, :] == groups[grow][:, None]
         go = score.masked_fill(~can_go, torch.inf).argmin(dim=1)
-        possible = active & can_grow[rows, grow] & can_go[rows, go]
         after = error + shift[rows, go] - shift[rows, grow]
-        accepted = possible & (after.sign() == first)
+        accepted = active & can_grow[rows, grow] & can_go[rows, go]
+        if sign_test:
+            accepted &= after.sign() == first
         chosen = rows[accepted]
         kept[chosen, grow[accepted]] = True
         kept[chosen, go[accepted]] = False

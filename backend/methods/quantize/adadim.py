@@ -61,11 +61,13 @@ def adadim(
     length = inputs // groups_of(inputs, group_size)
 
     def quantized(transposed: bool) -> Grid:
+        # Of a column a whole row's worth of weights is one group of several.
+        size = length if transposed else group_size
         if base == "rtn":
             turned = weight.T if transposed else weight
             scales, zeros = fit_grid(turned.reshape(len(turned), -1, length), bits, symmetric)
-            return Grid.encode(weight, scales, zeros, bits, group_size, kept, transposed)
-        solve, size = (quantize_whole_columns, length) if transposed else (quantize_columns, group_size)
+            return Grid.encode(weight, scales, zeros, bits, size, kept, transposed)
+        solve = quantize_whole_columns if transposed else quantize_columns
         return solve(
             weight, layer.statistics, bits=bits, group_size=size, symmetric=symmetric, damping=damping,
             act_order=act_order, kept=kept,

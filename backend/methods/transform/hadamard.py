@@ -8,8 +8,8 @@ with g the weights of the norms and H orthogonal Hadamard matrices [n, n]; for a
 Q is a random orthogonal matrix. Everything but the last line is folded into the weights. The function stays;
 rounding the turned weights to the model's type is its only change. Gains where activations are quantized
 afterwards; a model whose weights were on a grid leaves it. A head that was tied to the embedding gets weights
-of its own, which the bytes show. Needs RMS norms before both halves of a block and none behind them: Llama,
-Mistral, Qwen, Phi-3. Ashkboos et al., QuaRot, arXiv 2404.00456, section 4.
+of its own, which the bytes show. Needs RMS norms before both halves of a block and none behind them, as
+Llama and its kin have. Ashkboos et al., QuaRot, arXiv 2404.00456, section 4.
 """
 
 from typing import Annotated, Any
@@ -49,7 +49,7 @@ def hadamard(work: Work, *, heads: Heads = True, online: Online = True) -> None:
     if not family.rotates:
         raise UserError(
             f"transform.hadamard: {family.name} has other norms than RMS norms before each half of a block; "
-            "allowed: Llama, Mistral, Qwen, Phi-3"
+            "allowed: Llama and what is built like it, as Mistral, Qwen, SmolLM3, Phi-3 and Granite"
         )
     untie(model, family.head)
     head: Any = model.get_submodule(family.head)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from backend.errors import UserError
 from backend.registry import Claim, method
 from backend.solvers.folding import divide_feed, feed_of, set_weight, weight_of
 from backend.views import Work
@@ -44,6 +45,11 @@ def smoothquant(work: Work, *, alpha: Alpha = 0.5) -> None:
     """Scale the norms of the model and the linears behind them."""
     model: Any = work.model
     family = work.family
+    if not any(feed_of(model, family, 0, number) for number in (0, 2)):
+        raise UserError(
+            f"transform.smoothquant: no norm of a {family.name} model stands before its linears alone; "
+            "allowed: a chain without it"
+        )
     largest = {layer.name: layer.statistics.largest for layer in work.layers("norms")}
     for block in range(len(model.get_submodule(family.blocks))):
         for number, names in enumerate(family.group_names(block)):

@@ -177,3 +177,14 @@ def test_hard_weights_come_out_finite_along_columns(base):
     assert bool((made[32:, 6] == 0).all()) or base == "gptq"
     # Only the group of the outlier is spoilt.
     assert float((made - weight)[32:, 7:].norm() / weight[32:, 7:].norm()) < 0.5
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_column_longer_than_a_row_has_several_groups_of_a_rows_length(base, symmetric):
+    layer, _ = random_layer(rows=128, inputs=64)
+    params = {"bits": 8, "base": base, "groups": "column", "symmetric": symmetric}
+    (part,) = adadim(layer, group_size=-1, **params)
+    assert part.scales.shape == (64, 2)
+    assert torch.equal(part.dense(), adadim(layer, group_size=64, **params)[0].dense())
+    assert float((part.dense() - layer.weight).norm()) < 0.02 * float(layer.weight.norm())

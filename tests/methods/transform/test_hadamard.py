@@ -8,12 +8,13 @@ from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.export import export
+from backend.families import FAMILIES
 from backend.inputs import Rotated
 from backend.solvers.hadamard import exists, hadamard
 from backend.views import Statistics
 from tests.layers import correlated_inputs, statistics_of
 from tests.methods.models import IDS, apart, asked, logits, made, normed, outlying
-from tests.tiny import make_model
+from tests.tiny import CONFIGS, make_model
 
 TURN = {"method": "transform.hadamard"}
 FOUR = {"method": "quantize.activations", "params": {"input_bits": 4}}
@@ -34,7 +35,7 @@ def test_a_size_without_a_known_matrix_says_so(size):
         hadamard(size)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("family", [name for name in CONFIGS if FAMILIES[name].rotates])
 def test_turning_alone_leaves_every_logit_where_it_was(host, tmp_path, family):
     model = normed(make_model(tmp_path / "model", family))
     artifact, _ = made(model, host, tmp_path, TURN)
@@ -102,9 +103,11 @@ def test_statistics_behind_a_rotation_are_those_of_the_turned_inputs():
     torch.testing.assert_close(rotation.undo(rotation.of_weight(weight)), weight)
 
 
-def test_other_families_are_refused_by_name(host, tmp_path):
-    model = make_model(tmp_path / "model", "gemma2")
-    with pytest.raises(UserError, match=r"Gemma 2 has other norms .* allowed: Llama, Mistral, Qwen, Phi-3"):
+@pytest.mark.parametrize("family", [name for name in CONFIGS if not FAMILIES[name].rotates])
+def test_other_families_are_refused_by_name(host, tmp_path, family):
+    model = make_model(tmp_path / "model", family)
+    says = rf"{FAMILIES[family].name} has other norms .* allowed: Llama and what is built like it"
+    with pytest.raises(UserError, match=says):
         made(model, host, tmp_path, TURN)
 
 

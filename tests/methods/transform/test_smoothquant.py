@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backend.artifacts import open_artifact
 from backend.errors import UserError
+from backend.families import FAMILIES
 from backend.text import calibration
 from tests.methods.models import apart, asked, logits, made, normed, outlying
 from tests.tiny import CONFIGS, make_model
@@ -17,7 +18,17 @@ EIGHT = (
 )
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+SMOOTHABLE = [name for name in CONFIGS if FAMILIES[name].feeds[0]]
+
+
+@pytest.mark.parametrize("family", sorted(set(CONFIGS) - set(SMOOTHABLE)))
+def test_a_model_without_norms_before_its_linears_is_refused_by_name(host, tmp_path, family):
+    model = make_model(tmp_path / "model", family)
+    with pytest.raises(UserError, match=f"no norm of a {FAMILIES[family].name} model stands before"):
+        made(model, host, tmp_path, SMOOTH)
+
+
+@pytest.mark.parametrize("family", SMOOTHABLE)
 @pytest.mark.parametrize("alpha", [0.3, 0.85])
 def test_smoothing_alone_leaves_every_logit_where_it_was(host, tmp_path, family, alpha):
     model = normed(make_model(tmp_path / "model", family))
