@@ -284,19 +284,10 @@ def _parameters_stay_shared() -> Iterator[None]:
 
 
 @contextmanager
-def _constructors_known_anew() -> Iterator[None]:
-    """torch remembers which functions a device context is about, those that are replaced here among them."""
-    _device_constructors.cache_clear()
-    try:
-        yield
-    finally:
-        _device_constructors.cache_clear()
-
-
-@contextmanager
 def rehearsal() -> Iterator[Rehearsal]:
     """The device of a machine that has one, as far as this process can tell while it is open."""
-    # torch keeps the functions it finds at the first call: these must be its own.
+    # torch remembers the functions that a device context is about at the first call: these are its own,
+    # which those that replace them here call.
     _device_constructors()
     real, real_as = torch.tensor, torch.as_tensor
 
@@ -328,7 +319,7 @@ def rehearsal() -> Iterator[Rehearsal]:
             return context(self, *args, **kwargs)
 
     with (
-        _constructors_known_anew(), patch.multiple(torch.cuda, **told),
+        patch.multiple(torch.cuda, **told),
         patch.object(torch, "tensor", moved(real)),
         patch.object(torch, "as_tensor", moved(real_as)), patch.object(torch, "Generator", _Generator),
         patch.object(Tensor, "to", lambda *args, **kwargs: mode.to(*args, **kwargs)),

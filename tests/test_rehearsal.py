@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 
 from tests.rehearsal import OnDevice, rehearsal
 
@@ -56,8 +57,10 @@ def test_what_is_made_for_nothing_stays_on_the_cpu():
 
 
 def test_a_context_of_a_device_means_the_real_functions_again_afterwards():
+    _device_constructors.cache_clear()
     with rehearsal(), torch.device("meta"):
         assert torch.zeros(1).is_meta
+        assert torch.tensor([1.0]).is_meta
     with torch.device("meta"):
         assert torch.tensor([1.0]).is_meta
         assert torch.as_tensor([1.0]).is_meta
@@ -267,6 +270,4 @@ def test_outside_of_the_rehearsal_its_tensors_are_refused_and_everything_is_as_b
     with pytest.raises(RuntimeError, match="outside"):
         there + 1
     assert real == (torch.tensor, torch.Generator, torch.cuda.is_available)
-    with torch.device("meta"):
-        assert torch.tensor([1.0]).is_meta
     assert "to" not in Tensor.__dict__
