@@ -168,6 +168,13 @@ def stored_scale(scale: Tensor) -> Tensor:
     return scale.to(torch.float16 if fits else torch.float32)
 
 
+def stored_value(scale: Tensor) -> Tensor:
+    """The scale float32 as `stored_scale` rounds it, without asking the device which type that is."""
+    lowest, highest = _FLOAT16_NORMAL
+    fits = ((scale >= lowest) & (scale <= highest)).all()
+    return torch.where(fits, scale.half().float(), scale)
+
+
 def grid_codes(grouped: Tensor, scales: Tensor, zeros: Tensor | None, width: int) -> Tensor:
     """Nearest codes 0 .. 2**width - 1 of weights [out, groups, group] on grids [out, groups]."""
     zero = float(2 ** (width - 1)) if zeros is None else zeros.float()[..., None]

@@ -61,7 +61,8 @@ def sensitivities(
             for block in some:
                 progress(Update("sensitivity", block, blocks, f"block {block + 1} of {blocks}"))
                 kept = [
-                    load_file(Path(folder) / f"{number}-{block}.safetensors") for number in range(len(tokens))
+                    load_file(Path(folder) / f"{number}-{block}.safetensors", device=str(opened.device))
+                    for number in range(len(tokens))
                 ]
                 for name, levels in changes(block).items():
                     seen = [(k[f"{name}#x"], k[f"{name}#g"]) for k in kept]
@@ -101,12 +102,13 @@ def weight_gradients(
             _record(opened, ids.to(opened.device), None, Path(folder), number, blocks, 1)
         for block in blocks:
             kept = [
-                load_file(Path(folder) / f"{number}-{block}.safetensors") for number in range(len(tokens))
+                load_file(Path(folder) / f"{number}-{block}.safetensors", device=str(opened.device))
+                for number in range(len(tokens))
             ]
             for name in (name for group in opened.family.group_names(block) for name in group):
                 total = sum(k[f"{name}#g"][0].float().T @ k[f"{name}#x"].float() for k in kept)
                 assert isinstance(total, Tensor)
-                yield name, (total / scored).to(opened.device)
+                yield name, total / scored
 
 
 def _cost(change: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> float:
@@ -114,13 +116,14 @@ def _cost(change: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> float:
 
     seen    for each window its inputs [length, in] and the gradients of each draw [draws, length, out]
     """
-    total, tokens = 0.0, 0
+    total = torch.zeros((), dtype=torch.float64, device=change.device)
+    tokens = 0
     for x, gradients in seen:
-        error = (x.to(change.device) @ change.T.to(x.dtype)).float()
-        felt = torch.stack([(error * one.to(change.device).float()).sum() for one in gradients])
-        total += float(felt.double().square().mean())
+        error = (x @ change.T.to(x.dtype)).float()
+        felt = torch.stack([(error * one.float()).sum() for one in gradients])
+        total += felt.double().square().mean()
         tokens += len(x)
-    return total / 2 / tokens
+    return float(total) / 2 / tokens
 
 
 def _record(

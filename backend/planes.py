@@ -170,10 +170,19 @@ def stored_coefficients(values: Tensor) -> Tensor:
 
     A small coefficient beside a large one may lose digits: what it adds is then below the large one's.
     """
+    return values.to(torch.float16 if bool(_fits_float16(values)) else torch.float32)
+
+
+def coefficient_values(values: Tensor) -> Tensor:
+    """Coefficients [blocks, n] float32 as `stored_coefficients` rounds them, without asking the device which
+    type that is."""
+    return torch.where(_fits_float16(values), values.half().float(), values)
+
+
+def _fits_float16(values: Tensor) -> Tensor:
     lowest, highest = _FLOAT16
     top = values.abs().amax(dim=1)
-    fits = bool(((top == 0) | ((top >= lowest) & (top <= highest))).all())
-    return values.to(torch.float16 if fits else torch.float32)
+    return ((top == 0) | ((top >= lowest) & (top <= highest))).all()
 
 
 def powers_of(values: Tensor, terms: int) -> tuple[Tensor, int]:

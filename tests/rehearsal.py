@@ -38,6 +38,7 @@ _WAITING = {
     "unique_consecutive", "repeat_interleave", "bincount", "_linalg_check_errors", "_linalg_eigh",
     "_linalg_svd", "linalg_lstsq",
 }  # fmt: skip
+_PRODUCTS = {"mm", "bmm", "addmm", "addmv", "baddbmm", "matmul", "linear", "einsum"}
 _FREE_BYTES, _ALL_BYTES, _PEAK_BYTES = 60 * 2**30, 80 * 2**30, 2**20
 
 
@@ -93,6 +94,8 @@ class Rehearsal(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        # Products of matrices that were left to the CPU, by operation and line.
+        self.products: Counter[str] = Counter()
         # Whether `meta` is asked for by name.
         self._meant = False
 
@@ -110,6 +113,8 @@ class Rehearsal(TorchDispatchMode):
         target = self._target(name, args, kwargs)
         there = bool(mine) if target is None else _of_device(target)
         if not mine and not there and kwargs.get("generator") is None:
+            if name in _PRODUCTS:
+                self.products[f"{name} at {_line()}"] += 1
             return func(*args, **kwargs)
         if name == "_fused_sdp_choice":
             return 0
@@ -180,6 +185,9 @@ class Rehearsal(TorchDispatchMode):
     def _waits(self, name: str, args: Any, there: bool) -> bool:
         if name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
             masks = (torch.bool, torch.uint8)
+            if len(args) > 2 and len(args[1]) == 1 and args[2].numel() == 1:
+                # One number at the places of a mask: nobody asks how many these are.
+                return False
             return any(isinstance(one, OnDevice) and one.dtype in masks for one in args[1])
         return name in _WAITING or (name in ("_to_copy", "copy_") and not there)
 
@@ -276,18 +284,11 @@ def _parameters_stay_shared() -> Iterator[None]:
 
 
 @contextmanager
-def _constructors_known_anew() -> Iterator[None]:
-    """torch remembers which functions a device context is about, those that are replaced here among them."""
-    _device_constructors.cache_clear()
-    try:
-        yield
-    finally:
-        _device_constructors.cache_clear()
-
-
-@contextmanager
 def rehearsal() -> Iterator[Rehearsal]:
     """The device of a machine that has one, as far as this process can tell while it is open."""
+    # torch remembers the functions that a device context is about at the first call: these are its own,
+    # which those that replace them here call.
+    _device_constructors()
     real, real_as = torch.tensor, torch.as_tensor
 
     def moved(make: Any) -> Any:
@@ -318,7 +319,7 @@ def rehearsal() -> Iterator[Rehearsal]:
             return context(self, *args, **kwargs)
 
     with (
-        _constructors_known_anew(), patch.multiple(torch.cuda, **told),
+        patch.multiple(torch.cuda, **told),
         patch.object(torch, "tensor", moved(real)),
         patch.object(torch, "as_tensor", moved(real_as)), patch.object(torch, "Generator", _Generator),
         patch.object(Tensor, "to", lambda *args, **kwargs: mode.to(*args, **kwargs)),

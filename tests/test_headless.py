@@ -149,7 +149,10 @@ def test_missing_files_runs_and_benches_are_said(call, tmp_path):
             ("export", "0123456789ab", "--format", "transformers", "--to", tmp_path / "x"),
             "names no artifact",
         ),
-        (("bench", "nothing"), "there is no 'nothing'; allowed: compress, evaluation, gptq, head, memory"),
+        (
+            ("bench", "nothing"),
+            "there is no 'nothing'; allowed: compress, evaluation, gptq, gpu, head, memory",
+        ),
     ):
         code, out, err = call(*arguments)
         assert (code, out) == (1, "")

@@ -99,8 +99,9 @@ def test_a_run_on_the_device_makes_the_model_that_the_cpu_makes(tiny, host, cuda
     other = tmp_path / "device"
     other.mkdir()
     elsewhere = dataclasses.replace(cuda, home=other)
-    with rehearsal():
+    with rehearsal() as device:
         artifact, report = made(tiny, elsewhere, other, *chain)
+        assert not device.products
         assert report.device.type == "cuda"
     found = logits(artifact, host)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)

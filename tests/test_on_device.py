@@ -1,6 +1,5 @@
 """Everything that computes runs on a rehearsed GPU, and makes of the same seeds what the CPU makes."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -14,19 +13,12 @@ from backend.registry import Method
 from backend.views import Layer
 from tests.layers import after, random_layer
 from tests.rehearsal import rehearsal
+from tests.synchronisations import on_device, waits
 from tests.test_every_method import LAYER_METHODS, base, run
 
 
-def on_device(layer: Layer) -> Layer:
-    """The layer as a GPU holds it; its generator stays on the CPU, as the walk makes it."""
-    moved = {
-        field.name: value.to("cuda")
-        for field in dataclasses.fields(layer.statistics)
-        if isinstance(value := getattr(layer.statistics, field.name), Tensor)
-    }
-    statistics = dataclasses.replace(layer.statistics, **moved, _cache={})
-    parts = tuple(part.to("cuda") for part in layer.parts)
-    return Layer(layer.name, layer.weight.to("cuda"), parts, statistics, layer.rng, layer.dtype)
+def small_layer() -> Layer:
+    return random_layer(rows=24, inputs=64, tokens=256)[0]
 
 
 def tensors_of(parts: tuple[Part, ...]) -> list[Tensor]:
@@ -64,10 +56,11 @@ AFTER_PRUNING = [found for found in LAYER_METHODS if found.kind in ("quantize", 
     ("found", "changes"), CASES, ids=[f"{found.id} {changes or ''}" for found, changes in CASES]
 )
 def test_a_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, changes):
-    expected = combined(run(found, base(found, random_layer()[0]), **changes))
-    layer = base(found, random_layer()[0])
-    with rehearsal():
+    expected = combined(run(found, base(found, small_layer()), **changes))
+    layer = base(found, small_layer())
+    with rehearsal() as device:
         parts = run(found, on_device(layer), **changes)
+        assert not device.products
         assert {tensor.device.type for tensor in tensors_of(parts)} <= {"cuda"}
         made = combined(parts)
         assert made.device.type == "cuda"
@@ -78,11 +71,25 @@ def test_a_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, changes)
 @pytest.mark.parametrize("found", AFTER_PRUNING, ids=[found.id for found in AFTER_PRUNING])
 def test_a_pruned_layer_on_the_device_gets_the_parts_it_gets_on_the_cpu(found, pattern):
     pruned = [
-        after(layer, wanda(layer, sparsity=0.7, pattern=pattern))
-        for layer, _ in (random_layer(), random_layer())
+        after(layer, wanda(layer, sparsity=0.7, pattern=pattern)) for layer in (small_layer(), small_layer())
     ]
     expected = combined(run(found, pruned[0]))
     with rehearsal():
         made = combined(run(found, on_device(pruned[1])))
         assert made.device.type == "cuda"
         torch.testing.assert_close(made.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+# Whose waits may grow with the inputs, and why.
+GROWING = {
+    "prune.dsnot": "six for each cycle of swaps, of which there are at most `cycles`",
+    "quantize.baq": "one for each number of levels that columns have, of which there are at most 256",
+}
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=[found.id for found in LAYER_METHODS])
+def test_waits_for_the_device_do_not_grow_with_the_inputs(found):
+    few, many = (waits(found, inputs) for inputs in (32, 64))
+    grown = many.total() > few.total() + 2
+    assert grown == (found.id in GROWING), many
+    assert many.total() <= 40

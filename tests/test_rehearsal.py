@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 
 from tests.rehearsal import OnDevice, rehearsal
 
@@ -56,8 +57,10 @@ def test_what_is_made_for_nothing_stays_on_the_cpu():
 
 
 def test_a_context_of_a_device_means_the_real_functions_again_afterwards():
+    _device_constructors.cache_clear()
     with rehearsal(), torch.device("meta"):
         assert torch.zeros(1).is_meta
+        assert torch.tensor([1.0]).is_meta
     with torch.device("meta"):
         assert torch.tensor([1.0]).is_meta
         assert torch.as_tensor([1.0]).is_meta
@@ -174,6 +177,9 @@ def test_tensors_of_the_device_do_not_become_numpy():
         (lambda x: torch.zeros(3).copy_(x), 1),
         (lambda x: x.nonzero(), 1),
         (lambda x: x[x > 1], 1),
+        (lambda x: x.__setitem__(x > 1, x[:1].expand(1)), 0),
+        (lambda x: x.__setitem__(x > 0, torch.ones(2, device="cuda")), 1),
+        (lambda x: x.__setitem__(x > 1, 0.0), 0),
         (lambda x: x.masked_select(x > 1), 1),
         (lambda x: torch.equal(x, x + 1), 1),
         (lambda x: x.unique(), 1),
@@ -198,6 +204,19 @@ def test_each_wait_for_the_device_is_counted(act, count, inference):
         act(x)
         assert device.synchronisations == count
         assert all("tests/test_rehearsal.py:" in where for where in device.waits)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_products_that_are_left_to_the_cpu_are_counted(inference):
+    here = torch.ones(2, 2)
+    with torch.inference_mode(inference), rehearsal() as device:
+        there = here.to("cuda")
+        nn.functional.linear(there @ there, there)
+        assert not device.products
+        here @ here
+        nn.functional.linear(here, here)
+        assert device.products.total() == 2
+        assert all("tests/test_rehearsal.py:" in where for where in device.products)
 
 
 def test_to_its_own_device_is_no_copy():

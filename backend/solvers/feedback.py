@@ -6,7 +6,7 @@ from torch import Tensor
 from backend.coded import Grid, groups_of
 from backend.parameters import GROUPED_ROW
 from backend.solvers.columns import activation_order, inverse_root, solve_columns
-from backend.solvers.grids import fit_grid
+from backend.solvers.grids import fit_grid, fit_values
 from backend.views import Statistics
 
 
@@ -41,8 +41,8 @@ def quantize_columns(
 
     def refit(start: int, columns: Tensor) -> None:
         group = start // width
-        scale, zero = fit_grid(columns[:, None, :], bits, symmetric)
-        scale_rows[group] = scale[:, 0].float()
+        scale, zero = fit_values(columns[:, None, :], bits, symmetric)
+        scale_rows[group] = scale[:, 0]
         if zero is not None:
             zero_rows[group] = zero[:, 0]
 
@@ -97,8 +97,7 @@ def quantize_whole_columns(
         grouped = column.view(-1, group_size)
         if kept_rows is not None:
             grouped = grouped * kept_rows[j].view(-1, group_size)
-        scale, zero = fit_grid(grouped, bits, symmetric)
-        scale = scale.float()
+        scale, zero = fit_values(grouped, bits, symmetric)
         shift = torch.full_like(scale, float(2 ** (bits - 1))) if zero is None else zero
         scales[places[j]], zeros[places[j]] = scale, shift
         codes = (grouped / scale[:, None]).round_().add_(shift[:, None]).clamp_(0, 2**bits - 1)

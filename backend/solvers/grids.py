@@ -1,9 +1,11 @@
 """Uniform grids: scale and zero point of a group of weights from its range."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from backend.coded import stored_scale
+from backend.coded import stored_scale, stored_value
 
 # Float16 still tells halves apart up to here, so codes fall where they should.
 _LARGEST_ZERO = 1024.0
@@ -17,13 +19,23 @@ def fit_grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tenso
     Symmetric: scale = 2 max|w| / (2**bits - 1), zero 2**(bits - 1): the symmetric grid of GPTQ.
     A group of zeros gets the range -1 .. 1.
     """
+    return _fitted(grouped, bits, symmetric, stored_scale)
+
+
+def fit_values(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+    """The same with the scales as stored in float32, for loops that should not wait for the device."""
+    return _fitted(grouped, bits, symmetric, stored_value)
+
+
+def _fitted(
+    grouped: Tensor, bits: int, symmetric: bool, stored: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor | None]:
     levels = 2**bits - 1
     if symmetric:
         top = grouped.abs().amax(dim=-1)
-        scale = stored_scale(torch.where(top == 0, torch.ones_like(top), top) * 2 / levels)
-        return scale, None
+        return stored(torch.where(top == 0, torch.ones_like(top), top) * 2 / levels), None
     low, high = range_with_zero(grouped)
-    scale = stored_scale((high - low) / levels)
+    scale = stored((high - low) / levels)
     # From the scale as stored: rounding it first keeps the zero on the grid that is decoded later.
     zero = (-low / scale.float()).round().clamp(0, levels)
     return scale, zero

@@ -15,9 +15,9 @@ from backend.planes import (
     TurnedPlanes,
     blocked,
     blocks_of,
+    coefficient_values,
     nearest,
     patterns,
-    stored_coefficients,
 )  # fmt: skip
 from backend.solvers.columns import solve_columns
 from backend.views import Statistics
@@ -74,6 +74,7 @@ def fit_planes(
     ridge = _RIDGE * values.shape[1] * torch.eye(known.shape[1], dtype=torch.float64, device=values.device)
     now = best = rounding(start)
     least = values.new_full((len(values),), torch.inf)
+    going = torch.ones((), dtype=torch.bool, device=values.device)
     for round_ in range(rounds + 1):
         table = now @ known.T
         codes = nearest(values, table)
@@ -81,9 +82,11 @@ def fit_planes(
         if counted is not None:
             error = error * counted
         lost = error.square().sum(dim=1)
-        better = lost < least
+        better = (lost < least) & going
         best, least = torch.where(better[:, None], now, best), torch.where(better, lost, least)
-        if round_ == rounds or not bool(better.any()):
+        going = better.any()
+        # A GPU is not asked: an answer takes it longer than the rounds that it would spare.
+        if round_ == rounds or (values.device.type == "cpu" and not bool(going)):
             break
         used = known[codes] if counted is None else known[codes] * counted[..., None]
         normal = (used.mT @ used).double() + ridge
@@ -95,7 +98,7 @@ def fit_planes(
 
 def in_float16(coefficients: Tensor) -> Tensor:
     """Coefficients [blocks, n] float32 rounded to the type they will be stored in."""
-    return stored_coefficients(coefficients).float()
+    return coefficient_values(coefficients)
 
 
 def row_block(inputs: int, group_size: int) -> tuple[int, int]:

@@ -63,12 +63,12 @@ def baq(
     ranges = Ranges.of(weight, middle - 1)
     order = activation_order(layer.statistics) if act_order else torch.arange(inputs, device=weight.device)
     upper = inverse_root(layer.statistics, damping, order if act_order else None)
+    columns = order.tolist()
     counts = torch.full((inputs,), weight.shape[0]) if kept is None else kept.sum(dim=0).cpu()
 
     def solve(levels: Tensor) -> tuple[Tensor, Tensor, float]:
         """Ŵ [out, in] with `levels` [in], the loss of each column's kept weights [in], and that of all."""
-        losses = torch.zeros(inputs, dtype=torch.float64)
-        columns, diagonal = order.tolist(), upper.diagonal().tolist()
+        sums = torch.zeros(inputs, dtype=torch.float64, device=weight.device)
 
         def assign(j: int, column: Tensor) -> Tensor:
             place = columns[j]
@@ -76,12 +76,13 @@ def baq(
             error = column - value
             if kept is not None:
                 value, error = value * kept[:, place], error * kept[:, place]
-            losses[place] = float(error.square().sum()) / (2 * diagonal[j] ** 2)
+            sums[j] = error.square().sum()
             return value
 
-        solved = torch.empty_like(weight)
+        solved, losses = torch.empty_like(weight), torch.empty_like(sums)
         solved[:, order], whole = solve_columns(weight[:, order], upper, assign)
-        return solved, losses, whole
+        losses[order] = sums / (2 * upper.diagonal().double().square())
+        return solved, losses.cpu(), whole
 
     alike = torch.full((inputs,), middle, device=weight.device)
     first, losses, before = solve(alike)

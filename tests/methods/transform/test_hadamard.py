@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from backend import inputs
 from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.errors import UserError
 from backend.estimate import estimate
@@ -122,3 +123,25 @@ def test_a_turned_model_exported_as_a_plain_folder_computes_the_same(host, tmp_p
     export(artifact, "transformers", tmp_path / "out", host)
     before, after = logits(model, host), logits(tmp_path / "out", host)
     assert float((before - after).abs().max()) < 1e-4 * float(before.abs().max())
+
+
+def test_one_matrix_serves_all_that_turn_inputs_of_a_size_and_goes_with_them(monkeypatch):
+    made = []
+    monkeypatch.setattr(inputs, "hadamard", lambda size: made.append(size) or hadamard(size))
+    parts = [inputs.Rotated((8, 28)) for _ in range(2)]
+    x = torch.randn(3, 28)
+    for part in parts * 2:
+        assert torch.equal(part(x), x @ hadamard(28).float())
+    assert made == [28]
+    parts.clear()
+    del part
+    assert not [key for key in inputs._MATRICES if key[0] == 28]
+
+
+def test_a_matrix_that_was_first_used_without_gradients_serves_with_them():
+    part = inputs.Rotated((8, 20))
+    with torch.inference_mode():
+        part(torch.randn(3, 20))
+    x = torch.randn(3, 20, requires_grad=True)
+    part(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())
