@@ -135,7 +135,7 @@ def _grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor |
     """Scales and zeros of groups that may be clipped at both ends.
 
     There zero is exactly between two codes and the ends are halfway to the next, so that the rounding of the
-    scale to float16 would choose by chance. It is rounded down: zero is the upper code, the low end goes down.
+    scale to float16 would choose by chance. So it is rounded down, and the low end gets a step more.
     """
     scales, zeros = fit_grid(grouped, bits, symmetric)
     if zeros is None:
