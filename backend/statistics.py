@@ -136,11 +136,20 @@ class _Sums:
     def finish(self) -> Statistics:
         gram, squares = self.gram, self.squares
         if gram is not None:
-            gram = gram.triu() + gram.triu(1).T
+            _mirror(gram)
             squares = gram.diagonal().clone()
         return Statistics(
             self.tokens, squares, gram, self.sums, self.magnitudes, self.absolutes, self.largest, self.sample
         )
+
+
+def _mirror(gram: Tensor) -> None:
+    """Fill what lies below the diagonal from what lies above it, without a second matrix."""
+    for start in range(0, len(gram), _STRIP):
+        stop = min(start + _STRIP, len(gram))
+        inside = gram[start:stop, start:stop]
+        inside.copy_(inside.triu() + inside.triu(1).T)
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
 
 
 def statistics_file(
@@ -168,8 +177,8 @@ def write_statistics(path: Path, found: Mapping[str, Statistics]) -> None:
         if statistics.sample is not None:
             tensors[f"{name}#sample"] = statistics.sample.cpu()
         if statistics.gram is not None:
-            rows, columns = torch.triu_indices(*statistics.gram.shape)
-            tensors[f"{name}#gram"] = statistics.gram[rows, columns].cpu()
+            gram = statistics.gram
+            tensors[f"{name}#gram"] = torch.cat([row[place:] for place, row in enumerate(gram)]).cpu()
     temporary = path.with_suffix(".writing")
     save_file(tensors, temporary)
     temporary.replace(path)
@@ -193,8 +202,9 @@ def read_statistics(
             if f"{name}#gram" in names:
                 inputs = len(kept["squares"])
                 gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
-                rows, columns = torch.triu_indices(inputs, inputs, device=device)
-                gram[rows, columns] = opened.get_tensor(f"{name}#gram")
-                gram = gram + gram.triu(1).T
+                rows = opened.get_tensor(f"{name}#gram").split(list(range(inputs, 0, -1)))
+                for place, row in enumerate(rows):
+                    gram[place, place:] = row
+                _mirror(gram)
             found[name] = Statistics(int(opened.get_tensor(f"{name}#tokens")), gram=gram, **kept)
     return found

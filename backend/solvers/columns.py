@@ -15,43 +15,67 @@ from torch import Tensor
 from backend.views import Statistics
 
 _BLOCK = 128
+# Rows or columns of a large matrix that exist twice at once.
+_STRIP = 256
 # Beyond this the damped Hessian is nearly its diagonal and the solver is plain rounding.
 _DAMPING_LIMIT = 1.0
 
 
-def inverse_root(statistics: Statistics, damping: float, order: Tensor | None = None) -> Tensor:
+def inverse_root(
+    statistics: Statistics, damping: float, order: Tensor | None = None, ordered: str = "by activation"
+) -> Tensor:
     """U [in, in] float32, H⁻¹ = UᵀU for H = C + damping * mean(diag C) * I with inputs reordered by `order`.
 
     Inputs that were never active get a diagonal of one. When H cannot be factored, the damping is raised
-    tenfold (at least to 1e-4) until it can. Shared by all linears with the same inputs.
+    tenfold (at least to 1e-4) until it can. Shared by all linears with the same inputs and the same order,
+    which `ordered` names.
     """
-    key = ("inverse_root", damping, order is not None)
+    key = ("inverse_root", damping, "" if order is None else ordered)
     return statistics.once(key, lambda: _inverse_root(statistics, damping, order))
 
 
 def _inverse_root(statistics: Statistics, damping: float, order: Tensor | None) -> Tensor:
-    assert statistics.gram is not None
-    hessian = statistics.gram.double().clone()
-    diagonal = hessian.diagonal()
+    gram = statistics.gram
+    assert gram is not None
+    inputs = len(gram)
+    order = torch.arange(inputs, device=gram.device) if order is None else order
+    diagonal = gram.diagonal()[order].double()
     diagonal[diagonal == 0] = 1
-    if order is not None:
-        hessian = hessian[order][:, order]
-    mean = hessian.diagonal().mean()
-    share = damping
+    mean, share = diagonal.mean(), damping
+    upper = torch.empty(inputs, inputs, device=gram.device)
     while True:
-        damped = hessian.clone()
-        damped.diagonal().add_(share * mean)
         # With the inputs in reverse, H = L Lᵀ gives H = V Vᵀ with V upper triangular, and U is the inverse of
-        # V: the factor of H⁻¹ without H⁻¹, at half the work and with better conditioning.
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        # V: the factor of H⁻¹ without H⁻¹, at half the work and with better conditioning. A wide matrix is
+        # large, so it is factored where it lies and its inverse is made some columns at a time.
+        hessian = reordered(gram, order.flip(0))
+        hessian.diagonal().copy_((diagonal + share * mean).flip(0))
+        lower, failed = hessian.mT, torch.empty((), dtype=torch.int32, device=gram.device)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed:
-            identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
-            upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            for start in range(0, inputs, _STRIP):
+                stop = min(start + _STRIP, inputs)
+                upper[:, start:stop] = _inverse_columns(lower, inputs - stop, inputs - start).flip(0, 1)
             if bool(torch.isfinite(upper).all()):
-                return upper.float()
+                return upper
         if share >= _DAMPING_LIMIT:
             raise RuntimeError("the Hessian cannot be factored even when damped by its mean diagonal")
         share = max(share * 10, 1e-4)
+        del hessian, lower
+
+
+def _inverse_columns(lower: Tensor, start: int, stop: int) -> Tensor:
+    """Columns start to stop of the inverse of a lower triangular matrix."""
+    unit = torch.zeros(len(lower), stop - start, dtype=lower.dtype, device=lower.device)
+    unit[start:stop].diagonal().fill_(1)
+    return torch.linalg.solve_triangular(lower, unit, upper=False)
+
+
+def reordered(gram: Tensor, order: Tensor) -> Tensor:
+    """A Gram matrix [in, in] in float64 with its inputs in another order, without a third one in between."""
+    found = torch.empty(gram.shape, dtype=torch.float64, device=gram.device)
+    for start in range(0, len(gram), _STRIP):
+        found[start : start + _STRIP] = gram[order[start : start + _STRIP]][:, order]
+    return found
 
 
 def activation_order(statistics: Statistics) -> Tensor:

@@ -32,7 +32,6 @@ __all__ = [
     "once_more",
     "patterns",
     "quantize_planes",
-    "reordered",
     "row_block",
 ]  # fmt: skip
 
@@ -115,17 +114,6 @@ def block_order(statistics: Statistics, wide: int) -> Tensor:
     order = diagonal[:full].view(-1, wide).sum(dim=1).argsort(descending=True, stable=True)
     places = torch.arange(len(diagonal), device=diagonal.device)
     return torch.cat([places[:full].view(-1, wide)[order].reshape(-1), places[full:]])
-
-
-def reordered(statistics: Statistics, wide: int) -> Statistics:
-    """The Gram matrix alone in the order of `block_order`, once for all linears that share it."""
-
-    def make() -> Statistics:
-        assert statistics.gram is not None
-        order = block_order(statistics, wide)
-        return Statistics(statistics.tokens, gram=statistics.gram[order][:, order])
-
-    return statistics.once(("reordered", wide), make)
 
 
 def once_more(statistics: Statistics) -> Statistics:

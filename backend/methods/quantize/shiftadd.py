@@ -43,7 +43,6 @@ from backend.solvers.planes import (
     once_more,
     patterns,
     quantize_planes,
-    reordered,
     row_block,
 )
 from backend.views import Layer
@@ -147,7 +146,7 @@ def shiftadd(
     order = upper = None
     if objective == "output":
         order = block_order(statistics, block[1])
-        upper = inverse_root(reordered(statistics, block[1]), damping)
+        upper = inverse_root(statistics, damping, order, f"in blocks of {block[1]}")
     planes = quantize_planes(
         weight, upper, fit, known, block, signed=True, offset=False, kept=layer.kept, terms=terms, order=order
     )
