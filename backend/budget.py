@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend.artifacts import load_model, load_tokenizer
 from backend.errors import UserError
-from backend.fisher import sensitivities
+from backend.fisher import LENGTH, WINDOWS, sensitivities
 from backend.host import Host
 from backend.levels import Level, build, recipe_of, standard, weights
 from backend.models import facts
@@ -19,8 +19,6 @@ from backend.recipe import Calibration, Recipe
 from backend.solvers.budget import Ladder, ladder
 from backend.text import held_out
 
-# Windows whose gradients are taken; the sensitivities' own text, apart from what the levels were fitted on.
-WINDOWS, LENGTH = 4, 512
 # Fewer measured plans than this say nothing about how far a prediction may be off.
 FEWEST_MEASURED = 4
 

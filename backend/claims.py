@@ -1,7 +1,7 @@
 """A paper's claim on one model: the two recipes that test it, and the verdict on what they measured.
 
     d_i = loss of the better recipe - loss of the worse one on window i  [windows], in nats per token
-    mean d ± sd(d) / sqrt(windows)
+    mean d ± t sd(d) / sqrt(windows),  t of Student's 95 % interval: 2.36 for 8 windows, 2.07 for 24
 
 Both runs score the same windows, so what makes a window hard for every model cancels in the difference.
 """
@@ -13,10 +13,9 @@ from typing import Literal
 
 from backend.recipe import Calibration, Evaluation, Recipe, parse_recipe
 from backend.registry import Claim
+from backend.solvers.student import reach as beyond
 
 Word = Literal["holds", "does not hold", "within noise", "broken", "not tested"]
-# Beyond so many standard errors a difference counts.
-_BEYOND = 2.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def recipes(
 
 
 def verdict(better: Outcome | None, worse: Outcome | None, more_bytes: bool = False) -> Verdict:
-    """Whether `better` loses less by more than two standard errors, with no more bytes unless `more_bytes`.
+    """Whether `better` loses less beyond the 95 % interval, with no more bytes unless `more_bytes`.
 
     One window has no standard error, so nothing is beyond it. A run that is broken cannot be the better one;
     one that works beats a broken one if it loses less, and without a difference where that one has no loss.
@@ -77,7 +76,7 @@ def verdict(better: Outcome | None, worse: Outcome | None, more_bytes: bool = Fa
     apart = [mine - theirs for mine, theirs in zip(better.windows, worse.windows, strict=True)]
     mean = statistics.fmean(apart)
     stderr = statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else None
-    reach = math.inf if stderr is None else _BEYOND * stderr
+    reach = math.inf if stderr is None else beyond(len(apart)) * stderr
     if dear or mean > reach:
         return Verdict("does not hold", mean, stderr)
     return Verdict("holds" if mean < -reach else "within noise", mean, stderr)

@@ -10,7 +10,7 @@ PLAIN_BITS = 16
 # Larger ones are no compression of any linear there is.
 MOST_RANK = 4096
 # What predicting the KL of a search's levels costs, as windows that the model is run on, about.
-PREDICTED_WINDOWS = 12
+PREDICTED_WINDOWS = 36
 # Of what may differ between linears: several things at once.
 MIXTURE = "mixture"
 

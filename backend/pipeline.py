@@ -426,7 +426,7 @@ class Walk:
         """A linear's weight [out, in] in float32, and the type that the model stores it in."""
         module: Any = self.model.get_submodule(name)
         stored: Tensor = module.weight.detach()
-        return (stored.T if self.family.transposed else stored).float(), stored.dtype
+        return (stored.T if self.family.transposed else stored).float().contiguous(), stored.dtype
 
     def _statistics(
         self,

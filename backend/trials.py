@@ -22,7 +22,7 @@ from backend.artifacts import computed_wider, replace_module
 from backend.checkpoints import Checkpoints
 from backend.depth import HALVES, members
 from backend.evaluate import divergence, final_states
-from backend.fisher import sensitivities
+from backend.fisher import LENGTH, WINDOWS, sensitivities
 from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.models import ModelFacts
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 # Another number makes kept levels unread.
 _FORMAT = 1
-# Tokens whose gradients are taken.
-_GRADIENT_TOKENS = 2048
 # A linear's numbered stages.
 ChainOf = Callable[[str], Sequence[tuple[int, Stage]]]
 
@@ -222,7 +220,9 @@ class Trials:
     def _predicted(self) -> list[list[float]]:
         self.restore()
         walk = self._walk
-        windows = self._windows[: max(1, _GRADIENT_TOKENS // self._windows.shape[1])]
+        wanted = walk.recipe.calibration
+        fitted = (wanted.samples, wanted.length, wanted.seed)
+        windows = held_out(wanted.text, walk.tokenizer, WINDOWS, LENGTH, fitted, walk.host).ids
 
         def changes(block: int) -> dict[str, list[Tensor]]:
             found: dict[str, list[Tensor]] = {}

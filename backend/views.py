@@ -109,7 +109,10 @@ class Layer:
     @property
     def now(self) -> Tensor:
         """The weight so far [out, in] float32, decoded from the parts as they would be stored."""
-        return combined(self.parts) if self.parts else self.weight.clone()
+        if self.parts:
+            return combined(self.parts).contiguous()
+        # Of a weight that is stored the other way round a plain copy would keep the strides.
+        return self.weight.clone(memory_format=torch.contiguous_format)
 
     @property
     def kept(self) -> Tensor | None:

@@ -5,6 +5,7 @@ from html import escape
 from urllib.parse import urlencode
 
 from backend.registry import Method
+from backend.solvers import student
 from ui.panel import STATES, badge, button, link, paper, table, top
 from ui.quantities import TITLES, byte_size, duration, is_number, significant, with_error
 from ui.shipped_claims import shipped
@@ -138,9 +139,9 @@ def _said(standing: Standing) -> str:
     if said.stderr is None:
         sentence += say("papers.one_window")
     elif abs(said.difference) <= 2 * said.stderr:
-        sentence += say("papers.within_two_standard_errors")
+        sentence += say("papers.within_the_interval")
     else:
-        sentence += say("papers.beyond_two_standard_errors")
+        sentence += say("papers.beyond_the_interval")
     sentence += f", {_bytes(better, worse, standing.claim.more_bytes)}."
     if causes:
         sentence += f" {say('papers.the_other_does_not_work', causes=causes)}"
@@ -184,10 +185,10 @@ def _bytes(better: Side, worse: Side, more_bytes: bool) -> str:
 
 
 def _strip(standing: Standing) -> str:
-    """The differences on a line: a dot each window, a bar of two standard errors about the mean."""
+    """The differences on a line: a dot each window, a bar of the 95 % interval about the mean."""
     said, (better, worse) = standing.verdict, standing.sides
     dots = [a - b for a, b in zip(better.outcome.windows, worse.outcome.windows, strict=True)]
-    reach = 2 * (said.stderr or 0.0)
+    reach = student.reach(len(dots)) * said.stderr if said.stderr else 0.0
     first, last = said.difference - reach, said.difference + reach
     low, high = min(0.0, first, *dots), max(0.0, last, *dots)
     width = (high - low) or 1.0

@@ -29,6 +29,7 @@ __all__ = [
     "blocks_of",
     "fit_planes",
     "in_float16",
+    "once_more",
     "patterns",
     "quantize_planes",
     "reordered",
@@ -125,6 +126,25 @@ def reordered(statistics: Statistics, wide: int) -> Statistics:
         return Statistics(statistics.tokens, gram=statistics.gram[order][:, order])
 
     return statistics.once(("reordered", wide), make)
+
+
+def once_more(statistics: Statistics) -> Statistics:
+    """The Gram matrix as if each input alone had been active once more, as strongly as others are.
+
+    How strongly an input that is active now and then is so at the time is (sum of squares / sum of sizes)**2;
+    the median of those that were ever active is added to the diagonal. So no input counts for less than about
+    one in so many tokens as there were, however rarely it was seen.
+    """
+    assert statistics.gram is not None
+    squares = statistics.gram.diagonal()
+    if statistics.absolutes is None:
+        # Behind a rotation no input is rare.
+        strengths = squares / max(statistics.tokens, 1)
+    else:
+        strengths = (squares / statistics.absolutes.clamp(min=1e-300)).square()
+    seen = strengths[squares > 0]
+    more = seen.median() if len(seen) else 1.0
+    return Statistics(statistics.tokens, gram=statistics.gram + more * torch.eye(len(squares)).to(squares))
 
 
 @dataclass(frozen=True)

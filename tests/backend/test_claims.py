@@ -35,12 +35,12 @@ def test_windows_of_very_different_loss_do_not_hide_a_steady_difference():
 @pytest.mark.parametrize(
     ("apart", "word"),
     [
-        # Mean m, sd 0.1 of four windows, error 0.05: two errors are 0.1.
-        (-0.11, "holds"), (-0.09, "within noise"), (0.0, "within noise"), (0.09, "within noise"),
-        (0.11, "does not hold"),
+        # Mean m, sd 0.1 of four windows, error 0.05: 3.18 errors, Student's t, are 0.159.
+        (-0.17, "holds"), (-0.15, "within noise"), (0.0, "within noise"), (0.15, "within noise"),
+        (0.17, "does not hold"),
     ],
 )  # fmt: skip
-def test_a_difference_counts_beyond_two_standard_errors(apart, word):
+def test_a_difference_counts_beyond_students_interval(apart, word):
     spread = 0.1 * math.sqrt(3) / 2
     windows = [apart - spread, apart + spread, apart - spread, apart + spread]
     said = verdict(outcome(*windows), outcome(0.0, 0.0, 0.0, 0.0))

@@ -104,7 +104,7 @@ def test_a_verdict_comes_with_its_numbers_noise_and_links(jobs, stand):
     markup = claim_card(stand()[WANDA])
     # Differences -0.1, -0.2, -0.3, -0.2.
     for told in (
-        'data-verdict="holds"', "is lower by <b>0.200 ± 0.041</b>", "4 windows: beyond two standard errors",
+        'data-verdict="holds"', "is lower by <b>0.200 ± 0.041</b>", "4 windows: beyond the 95 % interval",
         "at the same bytes", "16.40 ± 0.50", "20.10 ± 0.50", f"./?run={better.run_id}",
         f"compare?runs={better.run_id},{worse.run_id}",
     ):  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_verdict_comes_with_its_numbers_noise_and_links(jobs, stand):
     ("windows", "packed", "word", "said"),
     [
         ([3.1, 4.1, 2.1, 3.2], 100e6, "does not hold", "is higher by <b>0.125"),
-        ([2.9, 4.1, 1.9, 3.1], 100e6, "within noise", "within two standard errors"),
+        ([2.9, 4.1, 1.9, 3.1], 100e6, "within noise", "within the 95 % interval"),
         ([2.0, 3.0, 1.0, 2.1], 101e6, "does not hold", "1.0 MB more, which the claim does not allow"),
         ([2.0, 3.0, 1.0, 2.1], 99e6, "holds", "with 1.0 MB less"),
     ],

@@ -7,7 +7,9 @@
 
 Needs the channel norms of the dense model, one more pass of the calibration text. Plans `sparsity` for the
 pruning stages after it, whose pattern must be free; stores nothing itself. Where all blocks are alike the
-plan is uniform. Helps at 60% and more with Wanda's scores; little with SparseGPT, and nothing at 50%.
+plan is uniform. The spread is narrowed where a block would keep less than nothing or more than all of its
+weights; the authors' program goes on there. Helps at 60% and more with Wanda's scores; little with
+SparseGPT, and nothing at 50%.
 Yin et al., OWL, arXiv 2310.05175, section 3.
 """
 
@@ -26,6 +28,8 @@ Spread = Annotated[float, Field(ge=0.0, le=0.5, description="Half the range of t
 Outlier = Annotated[
     float, Field(gt=0.0, description="An outlier is so many times the mean score of its block")
 ]
+
+_SPARSEST = 0.999
 
 
 @method(
@@ -75,11 +79,10 @@ def _spread(
 ) -> dict[int, float]:
     """Each block's sparsity, in [0, 1), `sparsity` on average over the weights."""
     low, high = min(shares.values()), max(shares.values())
-    # No block can be denser than dense, nor emptier than empty.
-    spread = min(spread, sparsity / 2, (1 - sparsity) / 2)
-    lifted = {
-        block: 2 * spread * (share - low) / (high - low) if high > low else 0.0
-        for block, share in shares.items()
-    }
+    if high == low:
+        return dict.fromkeys(shares, sparsity)
+    lifted = {block: 2 * (share - low) / (high - low) for block, share in shares.items()}
     mean = sum(lifted[block] * weights[block] for block in lifted) / sum(weights.values())
-    return {block: min(max(sparsity - lift + mean, 0.0), 0.999) for block, lift in lifted.items()}
+    # No block can be denser than dense, nor emptied.
+    spread = min(spread, max(_SPARSEST - sparsity, 0.0) / mean, sparsity / (2 - mean))
+    return {block: max(sparsity - spread * (lift - mean), 0.0) for block, lift in lifted.items()}

@@ -43,5 +43,5 @@ def magnitude(
     elif scope == "row":
         kept = keep_largest(score, sparsity)
     else:
-        kept = keep_largest(score.view(1, -1), sparsity).view(weight.shape)
+        kept = keep_largest(score.reshape(1, -1), sparsity).view(weight.shape)
     return (Sparse.keep(weight, kept if layer.kept is None else kept & layer.kept, layer.dtype),)

@@ -145,7 +145,7 @@ def activations(
 
     tried = [rounding(split, share) for split in splits for share in shares]
     change = tried[0] if len(tried) == 1 else _best(tried, layer)
-    weight = change.of_weight(layer.weight).to(layer.dtype)
+    weight = change.of_weight(layer.weight).to(layer.dtype).contiguous()
     return (*(layer.parts or (Dense((rows, inputs), weight),)), change)
 
 

@@ -112,7 +112,7 @@ def _block(
         grouped = weight.view(rows, groups_of(inputs, group_size), -1)
         if clipping and not name.endswith(("q_proj", "k_proj")):
             grouped = _clipped(grouped, grams[name], bits, symmetric)
-        scales, zeros = fit_grid(grouped, bits, symmetric)
+        scales, zeros = _grid(grouped, bits, symmetric)
         clipped = grouped.reshape(rows, inputs)
         work.parts[name] = (Grid.encode(clipped, scales, zeros, bits, group_size, layers[name].kept),)
 
@@ -131,8 +131,25 @@ def _rounded(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> Ten
     return _nearest(grouped, bits, symmetric).view_as(weight)
 
 
-def _nearest(grouped: Tensor, bits: int, symmetric: bool) -> Tensor:
+def _grid(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+    """Scales and zeros of groups that may be clipped at both ends.
+
+    There zero is exactly between two codes and the ends are halfway to the next, so that the rounding of the
+    scale to float16 would choose by chance. So it is rounded down, and the low end gets a step more.
+    """
     scales, zeros = fit_grid(grouped, bits, symmetric)
+    if zeros is None:
+        return scales, None
+    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+    above = (low == -high) & (scales.float() * (2**bits - 1) > high - low)
+    # The number before a positive float is the one whose bits are one less.
+    whole = torch.int16 if scales.dtype == torch.float16 else torch.int32
+    scales = (scales.view(whole) - above.to(whole)).view(scales.dtype)
+    return scales, torch.where(low == -high, float(2 ** (bits - 1)), zeros)
+
+
+def _nearest(grouped: Tensor, bits: int, symmetric: bool) -> Tensor:
+    scales, zeros = _grid(grouped, bits, symmetric)
     zero = float(2 ** (bits - 1)) if zeros is None else zeros[..., None]
     return (grid_codes(grouped, scales, zeros, bits) - zero) * scales.float()[..., None]
 

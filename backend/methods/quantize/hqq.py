@@ -10,8 +10,8 @@ the authors, who advise 0 at few bits); along outputs loud and soft inputs have 
 Needs no data. Stores bits + 32 / group_size bits per weight: scale and zero are float16. Where groups do not
 divide, the last one is shorter. Each group keeps the best zero of all rounds, the start among them, so its
 l_p error is never above that of rounding from the same start: with a float zero, or with `round_zero` a whole
-one (what the authors take at 4 bits). Sees weights only: where there is a calibration text, GPTQ loses far
-less.
+one (what the authors take at 4 bits). With that start, and at 4 bits, groups along inputs may lose less.
+Sees weights only: where there is a calibration text, GPTQ loses far less.
 Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models,
 https://mobiusml.github.io/hqq_blog/ (2023).
 """

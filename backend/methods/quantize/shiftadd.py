@@ -10,6 +10,10 @@ group_size / 8 outputs, for fewer memory accesses; row = `group_size` inputs of 
 `weight` fits the weights alone. `incoherent` quantizes U W D Vᵀ with orthogonal U, V and a diagonal D, so
 that no weight or input stands out, and multiplies them out again when the weight is decoded (a real kernel
 would apply them to the inputs); with column scales it is the paper's most accurate form, slow to compute.
+D shrinks what softly heard inputs are multiplied with, and decoding blows its errors up as much, 256 times at
+most. An input that calibration rarely shows counts as seen once more than it was, as strongly as others are
+when they are active: one that was never seen is shrunk by about tokens**(1/4) against an ordinary one, no
+more, and the run's card tells how many there were.
 Needs the Gram matrix (not for `weight` alone). Stores bits + 6 bits terms / group_size bits per weight: a
 power is a sign and 5 bits of exponent; `incoherent` adds 17 bits a column and 1 a row, the signs that make
 U and V. There is no offset: a group of weights on one side of zero is served badly. Other linears get other
@@ -18,6 +22,7 @@ You et al., ShiftAddLLM, arXiv 2406.05981.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -35,6 +40,7 @@ from backend.solvers.planes import (
     block_order,
     blocks_of,
     fit_planes,
+    once_more,
     patterns,
     quantize_planes,
     reordered,
@@ -46,6 +52,7 @@ from backend.views import Layer
 _WIDE = 8
 # Powers so far below the first one would not change it in float32.
 _NEGLIGIBLE = 2.0**-20
+_NEVER_SEEN = "share of inputs that calibration never showed active, in linears with such inputs"
 
 
 def _fits_blocks(size: int) -> int:
@@ -130,6 +137,10 @@ def shiftadd(
 
     weight, statistics, turn = layer.now, layer.statistics, None
     if incoherent and layer.kept is None:
+        assert statistics.gram is not None
+        if dead := int((statistics.gram.diagonal() == 0).sum()):
+            layer.curves[_NEVER_SEEN] = [dead / inputs]
+        statistics = statistics.once("once more", partial(once_more, statistics))
         assert statistics.gram is not None
         turn = Turn.of(weight, statistics.gram, layer.rng)
         weight, statistics = turn.weight(weight), turn.statistics(statistics)

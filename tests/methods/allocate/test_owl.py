@@ -64,6 +64,16 @@ def test_more_outliers_mean_less_sparsity_and_the_mean_counts_weights():
     assert set(_spread({0: 0.02, 1: 0.02}, {0: 1, 1: 1}, 0.7, 0.08).values()) == {0.7}
 
 
+def test_at_ninety_percent_the_whole_spread_is_given_as_long_as_it_fits():
+    plan = _spread({0: 0.01, 1: 0.03, 2: 0.02}, {0: 1, 1: 1, 2: 1}, 0.9, 0.08)
+    # The paper's formula: kept = 0.16 share, scaled to 0 .. 1, less its mean 0.08, plus 0.1.
+    assert [plan[block] for block in range(3)] == pytest.approx([0.98, 0.82, 0.90], abs=1e-12)
+    many = _spread({0: 0.01, 1: 0.03, 2: 0.03}, {0: 1, 1: 8, 2: 8}, 0.9, 0.08)
+    assert many[0] == pytest.approx(0.999)
+    assert 0.08 < many[0] - many[1] < 0.16
+    assert (many[0] + 8 * many[1] + 8 * many[2]) / 17 == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize("sparsity", [0.02, 0.97])
 def test_near_the_ends_the_spread_shrinks_and_the_mean_stays(sparsity):
     plan = _spread({0: 0.01, 1: 0.03}, {0: 1, 1: 1}, sparsity, 0.4)

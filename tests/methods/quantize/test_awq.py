@@ -5,7 +5,7 @@ import torch
 
 from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.estimate import estimate
-from backend.methods.quantize.awq import _clipped, _nearest
+from backend.methods.quantize.awq import _clipped, _grid, _nearest
 from backend.parts import combined
 from backend.solvers.folding import Feed
 from tests.layers import correlated_inputs
@@ -64,6 +64,20 @@ def test_clipping_never_raises_the_error_of_a_group_seen_through_its_inputs():
             )
             assert now <= plain * (1 + 1e-5)
     assert (clipped != grouped).any()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_of_a_group_clipped_at_both_ends_the_low_one_has_a_step_more_whatever_the_scale(bits):
+    reach = torch.linspace(0.01, 3.0, 500)[:, None, None]
+    grouped = torch.randn(500, 1, 16, generator=torch.Generator().manual_seed(2)).mul(4).clamp(-reach, reach)
+    grouped[..., 0], grouped[..., 1] = -reach[..., 0], reach[..., 0]
+    scales, zeros = _grid(grouped, bits, symmetric=False)
+    assert set(zeros.flatten().tolist()) == {float(2 ** (bits - 1))}
+    rounded = (_nearest(grouped, bits, False) / scales.float()[..., None]).round()
+    assert set(rounded.amin(dim=-1).flatten().tolist()) == {-float(2 ** (bits - 1))}
+    assert set(rounded.amax(dim=-1).flatten().tolist()) == {float(2 ** (bits - 1) - 1)}
+    # The scale is the exact one to float16's digits.
+    torch.testing.assert_close(scales.float(), 2 * reach[..., 0] / (2**bits - 1), rtol=2e-3, atol=0)
 
 
 def test_channels_that_come_from_one_row_share_their_scale():

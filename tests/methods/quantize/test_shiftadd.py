@@ -14,7 +14,8 @@ from backend.planes import Planes
 from backend.positions import mask_bytes
 from backend.recipe import parse_recipe
 from backend.sizes import Matrix
-from backend.solvers.planes import Turn, block_order
+from backend.solvers.planes import Turn, block_order, once_more
+from backend.views import Statistics
 from tests.layers import after, layer_of, output_error, random_layer
 from tests.methods.allocate.planning import run, size
 
@@ -248,6 +249,42 @@ def test_with_outlier_channels_turned_columns_lose_least_and_gptq_most():
     lost = [output_error(x, layer.weight, made) for made in (turned, column, rowwise)]
     assert lost == sorted(lost)
     assert lost[0] < 0.5 * lost[1]
+
+
+def rarely_active(tokens, seed):
+    """Inputs of which the first 64 of 256 are active in one of 3,300 tokens, as behind a ReLU."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, 256, generator=generator, dtype=torch.float64)
+    active = torch.rand(tokens, 64, generator=generator, dtype=torch.float64) < 1 / 3300
+    x[:, :64] = x[:, :64].abs() * active
+    return x
+
+
+@pytest.mark.parametrize("tokens", [1024, 4096])
+def test_inputs_that_calibration_rarely_shows_are_not_blown_up_when_they_come(tokens):
+    weight = torch.randn(96, 256, generator=torch.Generator().manual_seed(1))
+    layer, held_out = layer_of(weight, rarely_active(tokens, 2)), rarely_active(20_000, 3)
+    never = layer.statistics.squares == 0
+    assert int(never.sum()) > 5
+    lost, column = (
+        (weight - combined(shiftadd(layer, bits=3, scales="column", incoherent=turned))).double()
+        for turned in (True, False)
+    )
+    assert float((held_out @ lost.T).norm()) < float((held_out @ column.T).norm())
+    assert float(lost[:, never].norm() / weight[:, never].norm()) < 0.5 * tokens**0.25
+    (told,) = layer.curves.values()
+    assert told == [float(never.double().mean())]
+
+
+def test_where_every_input_is_often_active_counting_it_once_more_changes_nearly_nothing():
+    layer, _ = spiky_layer()
+    gram, more = layer.statistics.gram, once_more(layer.statistics).gram
+    strength = (layer.statistics.squares / layer.statistics.absolutes).square().median()
+    torch.testing.assert_close(more - gram, strength * torch.eye(len(gram), dtype=gram.dtype))
+    quiet = Statistics(9, gram=torch.zeros(4, 4, dtype=torch.float64))
+    assert torch.equal(once_more(quiet).gram, torch.eye(4, dtype=torch.float64))
+    shiftadd(layer, incoherent=True)
+    assert not layer.curves
 
 
 def test_a_turned_part_is_opened_again_bit_for_bit_and_counted_exactly():
