@@ -16,11 +16,16 @@ from backend.levels import Level, build, recipe_of, standard, weights
 from backend.models import facts
 from backend.progress import Progress
 from backend.recipe import Calibration, Recipe
+from backend.solvers import student
 from backend.solvers.budget import Ladder, ladder
 from backend.text import held_out
 
 # Fewer measured plans than this say nothing about how far a prediction may be off.
-FEWEST_MEASURED = 4
+FEWEST_MEASURED = 8
+# Share of further plans that the interval is made to hold.
+LEVEL = 0.9
+# Numbers of the law that are fitted.
+_FITTED = 2
 
 
 # One task is one object: that it is the same is cheaper to tell than that it says the same.
@@ -142,8 +147,8 @@ class Trust:
     Errors that are no longer small add up to more than their sum, so the ratio grows with p; beyond `reach`,
     the largest p that was measured, it is held at what it is there.
 
-    factor    the interval is [KL / factor, KL * factor]; None where too few plans were measured
-    covered   of how many measured plans the interval made from the others held the measured KL
+    factor    the interval of 90 % is [KL / factor, KL * factor]; None where too few plans were measured
+    covered   for how many measured plans the law and the interval of the others alone held the measured KL
     """
 
     scale: float
@@ -162,9 +167,10 @@ class Trust:
 def trust(predicted: Sequence[float], measured: Sequence[float]) -> Trust:
     """Fit the law by least squares of log(measured / predicted), and say how far each plan is off it.
 
-    The factor is the ceil(0.9 (n + 1))-th smallest of the errors that the plans have when the others alone
-    predict them, as in the jackknife+ (Barber et al. 2021); with few plans that is the largest. Raises
-    UserError for a KL not above zero.
+    The interval is Student's, of the spread s of those logarithms around the law: a further plan is off by
+    less than t s sqrt(1 + 2/n), with n - 2 degrees of freedom and the mean leverage of the plans. It takes
+    the logarithms for normal; whether they are shows in how many plans the others alone hold, which no
+    formula fixes. Raises UserError for a KL not above zero.
     """
     if not all(value > 0 for value in (*predicted, *measured)):
         raise UserError("a measured or predicted KL is not above zero, so it has no logarithm")
@@ -173,20 +179,20 @@ def trust(predicted: Sequence[float], measured: Sequence[float]) -> Trust:
     law = _fit(x, y, reach)
     if len(x) < FEWEST_MEASURED:
         return law
-    errors = []
+    covered = 0
     for left in range(len(x)):
         others = np.arange(len(x)) != left
-        errors.append(abs(float(np.log(y[left] / _fit(x[others], y[others], reach).corrected(x[left])))))
-    covered = sum(
-        error <= _quantile([other for at, other in enumerate(errors) if at != left])
-        for left, error in enumerate(errors)
-    )
-    return replace(law, factor=float(np.exp(_quantile(errors))), covered=int(covered))
+        held_by = _fit(x[others], y[others], reach)
+        off = abs(float(np.log(y[left] / held_by.corrected(x[left]))))
+        covered += off <= _reach(held_by, x[others], y[others])
+    return replace(law, factor=float(np.exp(_reach(law, x, y))), covered=covered)
 
 
-def _quantile(errors: Sequence[float]) -> float:
-    rank = min(int(np.ceil(0.9 * (len(errors) + 1))), len(errors))
-    return float(np.sort(errors)[rank - 1])
+def _reach(law: Trust, x: np.ndarray, y: np.ndarray) -> float:
+    """Logarithm of the factor that a further plan stays within."""
+    off, count = np.log(y / law.corrected(x)), len(x)
+    spread = float(np.sqrt((off**2).sum() / (count - _FITTED)))
+    return student.reach(count, LEVEL, _FITTED) * spread * float(np.sqrt(1 + _FITTED / count))
 
 
 def _fit(x: np.ndarray, y: np.ndarray, reach: float) -> Trust:

@@ -58,7 +58,7 @@ def test_the_bytes_of_a_plan_are_those_of_its_run(learned, tmp_path, share):
 
 
 def test_trust_finds_the_law_that_measured_plans_follow():
-    predicted = np.array([0.01, 0.03, 0.1, 0.3, 1.0, 2.0])
+    predicted = np.array([0.01, 0.02, 0.03, 0.1, 0.2, 0.3, 1.0, 2.0])
     told = trust(predicted, 1.3 * predicted * np.exp(0.6 * predicted))
     assert (told.scale, told.growth, told.reach) == (pytest.approx(1.3), pytest.approx(0.6), 2.0)
     assert told.factor == pytest.approx(1.0)
@@ -77,8 +77,35 @@ def test_the_interval_of_a_scattered_law_is_as_wide_as_its_errors():
     noise = np.exp(np.array([0.2, -0.2, 0.2, -0.2, 0.2, -0.2, 0.2, -0.2, 0.2, -0.2, 0.2, -0.2]))
     predicted = np.geomspace(0.01, 1, 12)
     told = trust(predicted, predicted * noise)
-    assert 1.2 < told.factor < 1.5
-    assert 10 <= told.covered <= 12
+    # t of 10 degrees of freedom at 90 %, times the spread, times what 12 plans know.
+    spread = 0.2 * np.sqrt(12 / 10)
+    assert told.growth == pytest.approx(0, abs=0.05)
+    assert np.log(told.factor) == pytest.approx(1.812 * spread * np.sqrt(1 + 2 / 12), rel=0.03)
+    assert told.covered == 12
+
+
+@pytest.mark.parametrize("count", [8, 13, 20])
+def test_nine_of_ten_further_plans_lie_in_the_interval(count):
+    draw = np.random.default_rng(count)
+    inside = []
+    for _ in range(600):
+        predicted = np.exp(draw.uniform(np.log(0.01), 0, count + 1))
+        measured = 1.2 * predicted * np.exp(0.6 * predicted + draw.normal(0, 0.12, count + 1))
+        told = trust(predicted[:-1], measured[:-1])
+        off = abs(np.log(measured[-1] / told.corrected(predicted[-1:])[0]))
+        inside.append(off <= np.log(told.factor))
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.05)
+
+
+def test_how_many_plans_the_others_hold_depends_on_the_plans():
+    predicted = np.geomspace(0.01, 1, 20)
+    off = np.zeros(20)
+    counts = set()
+    for outliers in ([], [3], [3, 9, 15]):
+        off[:] = np.resize([0.05, -0.05], 20)
+        off[outliers] = 2.0
+        counts.add(trust(predicted, predicted * np.exp(off)).covered)
+    assert counts == {20, 19, 17}
 
 
 def test_few_measured_plans_give_no_interval():
@@ -86,7 +113,9 @@ def test_few_measured_plans_give_no_interval():
     assert (trust([], []).scale, trust([], []).growth) == (1.0, 0.0)
     one = trust([0.1], [0.2])
     assert (one.scale, one.growth, one.factor) == (pytest.approx(2.0), 0.0, None)
-    assert trust([0.1, 0.2, 0.3], [0.2, 0.4, 0.6]).factor is None
+    seven = np.geomspace(0.01, 1, 7)
+    assert trust(seven, 2 * seven).factor is None
+    assert trust(seven, 2 * seven).scale == pytest.approx(2.0)
 
 
 def test_a_kl_of_zero_has_no_place_on_the_law():

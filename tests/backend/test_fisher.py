@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from backend import fisher
 from backend.artifacts import load_model
 from backend.fisher import sensitivities
 from backend.models import facts
@@ -38,8 +39,10 @@ def changes_of(opened, size=1e-3, only=None):
     return changes
 
 
-def test_equals_a_plain_computation_token_by_token(opened, tokens, tmp_path):
-    found = sensitivities(opened, tokens[:2], changes_of(opened, only=[NAME, OTHER]), 5, silent, tmp_path)
+def test_equals_a_plain_computation_position_by_position(opened, tokens, tmp_path):
+    found = sensitivities(
+        opened, tokens[:2], changes_of(opened, only=[NAME, OTHER]), 5, silent, tmp_path, draws=3
+    )
     assert set(found) == {NAME, OTHER}
     generator = torch.Generator().manual_seed(5)
     for name, block in ((NAME, 0), (OTHER, 1)):
@@ -59,14 +62,24 @@ def test_equals_a_plain_computation_token_by_token(opened, tokens, tmp_path):
             handle = module.register_forward_hook(shifted)
             logits = opened.model(input_ids=ids[None]).logits[0]
             handle.remove()
-            labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, seen["extra"])
-            squares += [
-                float(gradient[0, t].double() @ (change.double() @ seen["x"][t].double())) ** 2
-                for t in range(len(ids))
-            ]
+            for _ in range(3):
+                labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
+                loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, seen["extra"], retain_graph=True)
+                felt = [
+                    float(gradient[0, t].double() @ (change.double() @ seen["x"][t].double()))
+                    for t in range(len(ids))
+                ]
+                squares.append(sum(felt) ** 2 / len(ids))
         assert found[name][1] == pytest.approx(sum(squares) / len(squares) / 2, rel=1e-4)
+
+
+def test_a_model_whose_gradients_do_not_fit_on_the_disk_comes_in_several_passes(
+    opened, tokens, tmp_path, monkeypatch
+):
+    at_once = sensitivities(opened, tokens[:2], changes_of(opened), 0, silent, tmp_path)
+    monkeypatch.setattr(fisher, "_WAITING_BYTES", 1)
+    assert sensitivities(opened, tokens[:2], changes_of(opened), 0, silent, tmp_path) == at_once
 
 
 def test_no_change_costs_nothing_and_twice_the_change_four_times(opened, tokens, tmp_path):

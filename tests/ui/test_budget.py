@@ -125,7 +125,7 @@ def add_measured(jobs, found, plan, kl, **stamp):
 
 def test_measured_runs_of_plans_teach_the_prediction(jobs, known):
     found, walk = known
-    plans = budget.spread(found, walk, 6)
+    plans = budget.spread(found, walk, 8)
     for plan in plans:
         add_measured(jobs, found, plan, 1.4 * walk.totals(plan)[1])
     # Neither a run in sequential order nor one of another protocol tells anything about these levels.
@@ -138,11 +138,12 @@ def test_measured_runs_of_plans_teach_the_prediction(jobs, known):
     assert trust.growth == pytest.approx(0.0, abs=1e-3)
     shown = told(found, plans[0], trust, points)
     assert f"From {len(plans)} measured plans" in shown
+    assert f"from the others alone, {len(plans)} of {len(plans)} lay within theirs" in shown
     assert "rank correlation 1.000" in shown
     figure = front_figure(found, walk, trust, points, 3000.0, 0.1)
     traces = {trace["name"]: trace for trace in figure["data"]}
     assert len(traces["measured"]["x"]) == len(plans)
-    assert "interval of predictions" in traces
+    assert "interval of 90 %" in traces
 
 
 def test_without_measured_runs_the_prediction_stands_alone_and_says_so(known):

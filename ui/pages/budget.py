@@ -25,7 +25,7 @@ from ui.texts import say
 from ui.visitor import user_of
 
 # Along the line, evenly in predicted KL: what the interval of predictions is learned from.
-_SPREAD = 6
+_SPREAD = 8
 # Below it nobody tells a plan from the dense model.
 _LEAST_KL = 0.01
 _EVALUATION = {"length": 1024, "windows": 8, "metrics": ["perplexity", "divergence"]}
