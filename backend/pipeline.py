@@ -178,7 +178,7 @@ class Walk:
             host = replace(self.host, home=Path(home))
             walk = Walk(self.recipe, layout, few, host, Path(home), silent, Report(few.device))
             walk._text, walk._tokenizer = stage.text, self.tokenizer
-            walk._tokens[stage.text or self.recipe.calibration.text] = ids.view(_PROBES, -1)
+            walk._tokens[stage.text or self.recipe.calibration.text] = ids.cpu().view(_PROBES, -1)
             before = few.model(ids[None], use_cache=False).logits
             walk._whole(number, stage, method, ())
             parts = {name: part for block in range(layout.blocks) for name, part in walk.parts(block).items()}

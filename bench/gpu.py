@@ -32,6 +32,7 @@ from backend.headway import parts_of
 from backend.host import Host
 from backend.models import ModelFacts
 from backend.pipeline import Walk
+from backend.precision import name_of
 from backend.progress import silent
 from backend.recipe import parse_recipe
 from backend.registry import discover
@@ -74,7 +75,8 @@ class RandomWalk(Walk):
     """A walk over a model that has no files, on tokens that were drawn."""
 
     ids: Tensor
-    tokenizer = None
+    # Nothing of it is asked, not even by the proof that a transform keeps the function.
+    tokenizer = object()
     tokens = property(lambda self: self.ids)
 
 
@@ -107,7 +109,7 @@ def random_llama(shape: Shape, device: torch.device, dtype: torch.dtype) -> tupl
         for name in group
         for shapes in [tensors[f"{name}.weight"][0]]
     }
-    layout = ModelFacts("random", family, config.to_dict(), layers, tensors, 8192, "random")
+    layout = ModelFacts("random", family, config.to_dict(), layers, tensors, 8192, "random", name_of(dtype))
     return OpenModel(model.to(device).eval(), family, "random", device), layout
 
 

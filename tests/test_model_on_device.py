@@ -206,3 +206,18 @@ def test_an_export_from_the_device_is_written(subjects, cuda, tmp_path, form):
         subject = subjects(cuda)
         export(subject.artifact, form, tmp_path / "exported", subject.host)
     assert any((tmp_path / "exported").iterdir())
+
+
+@pytest.mark.parametrize("name", ["awq", "affinequant, matrices", "recover, codes"])
+def test_waits_of_methods_that_learn_do_not_grow_with_the_width(cuda, tmp_path, name):
+    counts = []
+    for width in (32, 64):
+        folder = tmp_path / str(width)
+        model = make_model(folder / "m", hidden_size=width, intermediate_size=2 * width, head_dim=width // 4)
+        with rehearsal() as device:
+            made(model, dataclasses.replace(cuda, home=folder), folder, *stages(CHAINS[name]))
+        ours = ("backend/methods", "backend/solvers")
+        counts.append(
+            sum(times for where, times in device.waits.items() if any(one in where for one in ours))
+        )
+    assert 0 < counts[1] <= counts[0] + 2
