@@ -62,7 +62,7 @@ PLACES = {
 
 
 # What takes minutes otherwise.
-LESS = dict.fromkeys(("quantize.affinequant", "quantize.omniquant"), {"samples": 4, "epochs": 4})
+LESS = {name: {"samples": 4, "epochs": 4} for name in ("quantize.affinequant", "quantize.omniquant")}
 
 
 @pytest.fixture(scope="module")
