@@ -275,6 +275,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "prune.blocks": {"blocks": 1, "score": "greedy"}, "prune.width": {"ratio": 0.25, "samples": 2},
     "prune.maskllm": {"samples": 3, "epochs": 1}, "quantize.activations": {"search": 2},
     "quantize.affinequant": {"group_size": 16, "samples": 3, "epochs": 1},
+    "quantize.omniquant": {"group_size": 16, "samples": 3, "epochs": 1},
     "quantize.awq": {"group_size": 16}, "recover.blocks": {"samples": 3, "epochs": 1},
     "transform.hadamard": {}, "transform.smoothquant": {},
 }  # fmt: skip

@@ -45,6 +45,7 @@ PLACES = {
     "prune.dsnot": _MIDDLE,
     "prune.wanda": _EARLY,
     "quantize.affinequant": None,
+    "quantize.omniquant": None,
     "quantize.activations": _EARLY,
     "quantize.adadim": _EARLY,
     "quantize.awq": _EARLY,
@@ -61,7 +62,7 @@ PLACES = {
 
 
 # What takes minutes otherwise.
-LESS = {"quantize.affinequant": {"samples": 4, "epochs": 4}}
+LESS = {name: {"samples": 4, "epochs": 4} for name in ("quantize.affinequant", "quantize.omniquant")}
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.coded import Grid, stored_scale
 from backend.estimate import estimate
 from backend.families import FAMILIES
-from backend.methods.quantize import affinequant as method
-from backend.methods.quantize.affinequant import _grid, _reach, _rounded
 from backend.parts import combined
+from backend.solvers import clipping as method
+from backend.solvers.clipping import _grid, _reach, _rounded
 from backend.solvers.equivalent import Site, changed, fold
 from backend.solvers.folding import Feed, feed_of, weight_of
 from backend.text import calibration, evaluation
