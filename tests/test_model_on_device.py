@@ -221,3 +221,13 @@ def test_waits_of_methods_that_learn_do_not_grow_with_the_width(cuda, tmp_path, 
             sum(times for where, times in device.waits.items() if any(one in where for one in ours))
         )
     assert 0 < counts[1] <= counts[0] + 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "phi3"])
+def test_models_built_otherwise_run_on_the_device_too(cuda, tmp_path, family):
+    model = make_model(tmp_path / "m", family)
+    chain = stages([("quantize.awq", {"group_size": 16, "ratios": 2, "clipping": False}), EORA])
+    with rehearsal() as device:
+        artifact, _ = made(model, cuda, tmp_path, *chain)
+        assert not device.products
+    assert bool(torch.isfinite(logits(artifact, dataclasses.replace(cuda, device="cpu"))).all())
