@@ -38,8 +38,8 @@ CHAINS = {
     "hadamard": [("transform.hadamard", {}), ("quantize.activations", {"input_bits": 4}), GPTQ],
     "smoothquant": [("transform.smoothquant", {}), RTN],
     "awq": [("quantize.awq", {"group_size": 16, "ratios": 3})],
-    "affinequant": [("quantize.affinequant", {"group_size": 16, "samples": 4, "epochs": 1})],
-    "affinequant, matrices": [
+    "omniquant": [("quantize.omniquant", {"group_size": 16, "samples": 4, "epochs": 1})],
+    "affinequant": [
         ("quantize.affinequant", {"group_size": 16, "samples": 4, "epochs": 2, "shape": "affine"})
     ],
     "affinequant, clipping": [
