@@ -208,7 +208,7 @@ def test_an_export_from_the_device_is_written(subjects, cuda, tmp_path, form):
     assert any((tmp_path / "exported").iterdir())
 
 
-@pytest.mark.parametrize("name", ["awq", "affinequant, matrices", "recover, codes"])
+@pytest.mark.parametrize("name", ["awq", "affinequant", "recover, codes"])
 def test_waits_of_methods_that_learn_do_not_grow_with_the_width(cuda, tmp_path, name):
     counts = []
     for width in (32, 64):
