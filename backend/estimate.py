@@ -19,7 +19,7 @@ from backend.parameters import GROUPED_ROW, MIXTURE, PLAIN_BITS
 from backend.positions import mask_bytes
 from backend.recipe import Recipe, Stage, parse_recipe
 from backend.registry import Stored, discover
-from backend.rules import check_layers, needs_of, table_stages
+from backend.rules import check_layers, needs_of, overruled, table_stages
 from backend.shrink import shrunk
 from backend.sizes import FACTOR_GROUP, SCALE_BITS, Matrix, kept_by_pattern, low_rank_bytes
 from backend.text import check_text
@@ -35,7 +35,8 @@ _MANY = 1 << 20
 @dataclass(frozen=True)
 class Estimate:
     """Bytes are counted exactly as the artifact will store them, unless a plan decides each linear's share:
-    then they are those of its mean; factors that stop at a share of the energy weigh at most that much.
+    then they are those of its mean; factors that stop at a share of the energy, and linears that are pruned
+    twice, weigh at most that much.
     Seconds and peak memory are predictions.
 
     seconds_error   median relative error of such predictions for the past runs on this machine, or None
@@ -74,8 +75,22 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
     return Estimate(
         linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
         _peak(recipe, layout, dense, linears), peak_error,
-        _formula(recipe, value_bits, layout.tables), whole.notes,
+        _formula(recipe, value_bits, layout.tables),
+        (*whole.notes, *overruled(recipe), *_pruned_twice(recipe, layout)),
     )  # fmt: skip
+
+
+def _pruned_twice(recipe: Recipe, layout: ModelFacts) -> list[str]:
+    """What to say where two stages prune one linear: the second may take what the first took, or not."""
+    methods = discover().methods
+    for name in layout.layers:
+        pruning = [f"stage {at}" for at, stage in recipe.stages_of(name) if methods[stage.method].keeps]
+        if len(pruning) > 1:
+            return [
+                f"{' and '.join(pruning)} prune the same linears: counted is what the stricter leaves, and "
+                "both together may leave less, so the bytes are at most these"
+            ]
+    return []
 
 
 def _sizes(recipe: Recipe, layout: ModelFacts) -> tuple[int, int, int, int, int]:
@@ -114,7 +129,8 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
     """Bytes of what numbered stages make of a weight."""
     rows, inputs = shape
     count = kept = rows * inputs
-    pruned = quantized = between = mixed = False
+    prunings = 0
+    quantized = between = mixed = False
     grid = factors = beside = 0
     pattern = "free"
     planned: dict[str, Any] = {}
@@ -133,7 +149,7 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             return 0
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         if keeps := discover().methods[stage.method].keeps:
-            pruned = True
+            prunings += 1
             free = params["pattern"] == "free"
             left = keeps(rows, inputs, params) if free else kept_by_pattern(count, params["pattern"])
             if left < kept or not free:
@@ -148,7 +164,10 @@ def _chain_bytes(chain: Iterable[tuple[int, Stage]], shape: tuple[int, int], val
             grid = _between(stored, matrix, params) if between else stored(matrix, params)
         if "rank" in params:
             factors += low_rank_bytes(Matrix(rows, inputs, kept, value_bits), params)
-    mask = mask_bytes(count, kept, pattern) if pruned else 0
+    mask = mask_bytes(count, kept, pattern) if prunings else 0
+    if prunings > 1:
+        # A pattern of which another stage takes more is none any more.
+        mask = max(mask, mask_bytes(count, kept, "free"))
     return (grid if quantized else kept * value_bits // 8) + mask + factors + beside
 
 

@@ -27,7 +27,7 @@ from backend.progress import Progress, Update
 # What is read: windows of so many tokens, and draws of labels for each.
 WINDOWS, LENGTH, DRAWS = 8, 256, 4
 # Bytes of inputs and gradients that wait on the disk at once; of a larger model they come in several passes.
-_WAITING_BYTES = 2_000_000_000
+_WAITING_BYTES = 4_000_000_000
 
 # One linear's changes [out, in] float32, by level.
 Changes = Callable[[int], Mapping[str, Sequence[Tensor]]]
@@ -132,7 +132,7 @@ def _record(
     generator: torch.Generator | None,
     folder: Path,
     number: int,
-    blocks: Iterable[int],
+    blocks: Sequence[int],
     draws: int,
 ) -> None:
     """Inputs and output gradients of the linears of some blocks on one window, a file a block.
@@ -151,9 +151,9 @@ def _record(
         return seen
 
     handles = [opened.model.get_submodule(name).register_forward_hook(of(name)) for name in names]
-    # No weight needs a gradient, so the graph has to begin somewhere: at the embeddings.
-    start = opened.model.get_input_embeddings().register_forward_hook(
-        lambda module, given, output: output.detach().requires_grad_()
+    # No weight needs a gradient, so the graph has to begin somewhere: at the first block that is asked about.
+    start = blocks_of(opened.model, opened.family)[blocks[0]].register_forward_pre_hook(
+        lambda module, given: (given[0].detach().requires_grad_(), *given[1:])
     )
     try:
         with torch.inference_mode(False), torch.enable_grad():

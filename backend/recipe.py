@@ -3,7 +3,7 @@
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -89,7 +89,14 @@ class Recipe(Frozen):
 
     def chain(self) -> str:
         """The stages in a few words, e.g. `wanda 2:4 → gptq 3-bit g64 → eora r64`; `dense` without stages."""
-        told = " → ".join(_words(stage, self.plan) for stage in self.stages) or "dense"
+        planned: set[str] = set()
+        words = []
+        for stage in self.stages:
+            words.append(_words(stage, self.plan, planned))
+            # From here on the plan's number counts, not the stage's own.
+            if aim := discover().methods[stage.method].planned(stage.params):
+                planned.add(aim)
+        told = " → ".join(words) or "dense"
         return f"{told}, plan {plans.mark(self.plan)}" if self.plan else told
 
     def with_plan(self, plan: plans.Plan) -> "Recipe":
@@ -153,14 +160,17 @@ _TOLD = {"pattern", "sparsity", "bits", "group_size", "rank", *_ALWAYS}
 _PLANNED = {"bits": "{}-bit", "group_size": "g{}", "rank": "r{}", "sparsity": "{}", "pattern": "{}"}
 
 
-def _words(stage: Stage, plan: plans.Plan) -> str:
+def _words(stage: Stage, plan: plans.Plan, ruled: Collection[str] = ()) -> str:
+    """A stage in a few words; of parameters that are `ruled` by an earlier stage it says nothing."""
+    if discover().methods[stage.method].plans:
+        ruled = ()
     planned = plans.words(plan, stage.method)
     over = stage.params.get("over", "")
     unused = [key for key in ("bits", "sparsity", "rank") if over and key != aim_of(over)]
     params = {
         key: value
         for key, value in stage.params.items()
-        if key not in planned and key not in (*unused, "over")
+        if key not in planned and key not in (*unused, *ruled, "over")
     }
     words = [discover().methods[stage.method].spoken]
     if over == MIXTURE:
@@ -175,7 +185,9 @@ def _words(stage: Stage, plan: plans.Plan) -> str:
     if "bits" in params:
         words.append(f"{params['bits']:g}-bit")
     if "group_size" in params:
-        words.append("row" if params["group_size"] == GROUPED_ROW else f"g{params['group_size']}")
+        # Where scales may be shared by something else than a row, that is told.
+        shared = params.get("scales", "row")
+        words.append(str(shared) if params["group_size"] == GROUPED_ROW else f"g{params['group_size']}")
     if "rank" in params:
         words.append(f"r{params['rank']}")
     for name in _ALWAYS:
@@ -184,7 +196,8 @@ def _words(stage: Stage, plan: plans.Plan) -> str:
     # What is left is told where somebody chose it, so that two different runs never read alike.
     fields = discover().methods[stage.method].params.model_fields
     chosen = {name: value for name, value in params.items() if value != fields[name].default}
-    for name in sorted(chosen.keys() - _TOLD):
+    told = _TOLD | ({"scales"} if params.get("group_size") == GROUPED_ROW else set())
+    for name in sorted(chosen.keys() - told):
         spoken = name.replace("_", " ")
         words.append(spoken if chosen[name] is True else f"{spoken} {chosen[name]}")
     if stage.only:

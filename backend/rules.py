@@ -1,6 +1,6 @@
 """Which stages may follow each other, and what of a recipe a model can bear."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from backend.recipe import Recipe, Stage
 
 # Weights only move forward through these kinds: nothing may move a weight off a grid, and factors come last.
+# What every family calls its head.
+_HEAD = "lm_head"
 _ORDER = {"prune": 1, "quantize": 2, "factorize": 2, "compensate": 3}
 
 
@@ -56,8 +58,12 @@ def check_layers(
             for number, stage in chain:
                 _check_divides(stage, {name: shape}, f"plan for stage {number}, {stage.method}")
     _check_something_left(recipe, layers)
+    _check_overruled(recipe, layers)
     for name in tables:
-        _check_chain(table_stages(enumerate(recipe.stages, start=1), name, layers), f" ({name})")
+        chain = table_stages(enumerate(recipe.stages, start=1), name, layers)
+        _check_chain(chain, f" ({name})")
+        if name.rpartition(".")[2] == _HEAD:
+            _check_shared_rows(recipe.stages, chain, name)
     if positions:
         methods = discover().methods
         whole = any(methods[stage.method].shape == "work" for stage in recipe.stages)
@@ -84,6 +90,83 @@ def _check_something_left(recipe: "Recipe", layers: Iterable[str]) -> None:
         raise UserError(
             f"{next(iter(emptying.values()))}: leaves out every linear of the model; allowed: `only` with "
             "the names of some, or behind allocate.evopress with over 'mixture', which chooses them"
+        )
+
+
+def _check_overruled(recipe: "Recipe", layers: Iterable[str]) -> None:
+    """Nothing that a person asked for is silently given up for what a later planning stage finds."""
+    methods = discover().methods
+    planning = [
+        (number, stage, aim)
+        for number, stage in enumerate(recipe.stages, start=1)
+        if (aim := methods[stage.method].planned(stage.params))
+    ]
+    for at, (number, stage, aim) in enumerate(planning):
+        where = f"stage {number}, {stage.method}"
+        # Ranks alone are planned within what the stage covers.
+        if stage.only and (aim != "rank" or methods[stage.method].tries is not None):
+            raise UserError(
+                f"{where}: only is '{stage.only}', but it plans whatever the stages after it cover; "
+                "allowed: no only here, and only in those stages"
+            )
+        taken = _taken(recipe.stages[number:], aim, layers)
+        planned = [name for name in recipe.plan if aim in recipe.plan[name]]
+        if lost := next((name for name in planned if name in taken), None):
+            raise UserError(
+                f"{where}: plans the {aim} of {lost}, to which the plan of the recipe gives one; "
+                "allowed: one of the two"
+            )
+        for other, earlier, same in planning[:at]:
+            if same == aim and taken & _taken(recipe.stages[other:], aim, layers):
+                raise UserError(
+                    f"{where}: plans the {aim} again that stage {other}, {earlier.method}, planned for the "
+                    "same linears; allowed: one of the two"
+                )
+
+
+def _takers(later: "Sequence[Stage]", parameter: str) -> "list[Stage]":
+    """Those of some stages that a plan gives a parameter to, linear by linear."""
+    methods = discover().methods
+    return [
+        stage
+        for stage in later
+        if parameter in methods[stage.method].params.model_fields and methods[stage.method].shape == "layer"
+    ]
+
+
+def _taken(later: "Sequence[Stage]", parameter: str, layers: Iterable[str]) -> set[str]:
+    takers = _takers(later, parameter)
+    return {name for name in layers if any(stage.covers(name) for stage in takers)}
+
+
+def overruled(recipe: "Recipe") -> list[str]:
+    """What a plan makes of numbers that later stages were given themselves, a sentence each."""
+    methods, found = discover().methods, []
+    for number, stage in enumerate(recipe.stages, start=1):
+        aim = methods[stage.method].planned(stage.params)
+        if not aim:
+            continue
+        for later in _takers(recipe.stages[number:], aim):
+            own, mean = later.params[aim], stage.params[aim]
+            if own not in (mean, methods[later.method].params.model_fields[aim].default):
+                found.append(
+                    f"{later.method}: its {aim} of {own:g} does not count, for stage {number}, "
+                    f"{stage.method}, plans {mean:g} on average"
+                )
+    return found
+
+
+def _check_shared_rows(stages: "Sequence[Stage]", chain: "Sequence[tuple[int, Stage]]", table: str) -> None:
+    """A head that consists of shared rows is no table of weights any more."""
+    methods = discover().methods
+    sharing = [
+        stage for stage in stages if methods[stage.method].kind == "head" and methods[stage.method].stored
+    ]
+    if sharing and chain:
+        number, stage = chain[0]
+        raise UserError(
+            f"stage {number}, {stage.method}: only names {table}, which {sharing[0].method} makes of rows "
+            "that tokens share; allowed: one of the two"
         )
 
 

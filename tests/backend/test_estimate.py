@@ -153,3 +153,29 @@ def test_more_calibration_takes_longer_and_history_sets_the_rates(make, host):
 def test_a_run_that_cannot_work_is_refused_with_the_reason(make, host):
     with pytest.raises(UserError, match="does not divide"):
         estimate(make(stage("quantize.hlq", group_size=48)), host)
+
+
+PRUNING = [
+    stage("prune.magnitude", sparsity=0.37),
+    stage("prune.wanda", sparsity=0.5),
+    stage("prune.sparsegpt", sparsity=0.6),
+    stage("prune.wanda", pattern="2:4"),
+    stage("prune.magnitude", pattern="4:8"),
+]
+
+
+@pytest.mark.parametrize("then", [[], [stage("quantize.rtn", bits=4, group_size=16)]], ids=["", "rtn"])
+@pytest.mark.parametrize("second", PRUNING, ids=lambda one: str(one["params"]))
+@pytest.mark.parametrize("first", PRUNING, ids=lambda one: str(one["params"]))
+def test_two_stages_that_prune_weigh_at_most_what_is_counted_and_that_is_said(
+    make, host, tmp_path, first, second, then
+):
+    recipe = make(first, second, *then)
+    found = estimate(recipe, host)
+    compress(recipe, host, tmp_path / "a.safetensors", tmp_path / "scratch", silent)
+    subject = Subject(recipe, host, tmp_path / "a.safetensors", tmp_path / "scratch", silent)
+    sizes = {one.metric: one.value for one in evaluate("size", subject).measurements}
+    assert 0.9 * found.packed_bytes < sizes["size.packed"] <= found.packed_bytes
+    (note,) = found.notes
+    assert note.startswith("stage 1 and stage 2 prune the same linears")
+    assert estimate(make(first, *then), host).notes == ()

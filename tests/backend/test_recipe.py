@@ -6,7 +6,7 @@ import pytest
 
 from backend.errors import UserError
 from backend.recipe import parse_recipe
-from backend.rules import check_layers
+from backend.rules import check_layers, overruled
 from backend.sweep import parse_sweep
 
 LAYERS = {
@@ -119,6 +119,83 @@ def test_what_the_model_cannot_take_is_refused_with_the_layer_named(stages, word
     with pytest.raises(UserError) as caught:
         check_layers(parse_recipe(recipe(*stages)), LAYERS, 2048)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+FISHER, DP, OWL = "allocate.fisher", "allocate.dp", "allocate.owl"
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("stages", "more", "words"),
+    [
+        (
+            [stage(FISHER), stage(GPTQ)], {"plan": {Q_PROJ: {"bits": 8}}},
+            ["stage 1, allocate.fisher", "plans the bits of", Q_PROJ, "plan of the recipe", "one of the two"],
+        ),
+        (
+            [stage(FISHER, bits=3), stage(DP, bits=4), stage(GPTQ)], {},
+            ["stage 2, allocate.dp", "plans the bits again", "stage 1, allocate.fisher"],
+        ),
+        (
+            [stage(OWL), stage(OWL, sparsity=0.6), stage(WANDA)], {},
+            ["stage 2, allocate.owl", "plans the sparsity again"],
+        ),
+        (
+            [stage(DP, only="*.q_proj"), stage(GPTQ)], {},
+            ["stage 1, allocate.dp", "only is '*.q_proj'", "no only here"],
+        ),
+    ],
+)  # fmt: skip
+def test_nothing_that_was_asked_for_is_silently_given_up_for_a_plan(stages, more, words):
+    made = parse_recipe(recipe(*stages, **more))
+    with pytest.raises(UserError) as caught:
+        check_layers(made, LAYERS, 2048)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_plans_of_different_parameters_and_of_other_linears_stand_beside_each_other():
+    check_layers(parse_recipe(recipe(stage(OWL), stage(FISHER), stage(WANDA), stage(GPTQ))), LAYERS, 2048)
+    apart = {"plan": {Q_PROJ: {"bits": 8}}}
+    stages = [stage(GPTQ, only="*.q_proj"), stage(FISHER), stage(RTN, only="*.mlp.*")]
+    check_layers(parse_recipe(recipe(*stages, **apart)), LAYERS, 2048)
+
+
+def test_a_table_that_became_shared_rows_is_not_decoded_to_be_rounded():
+    tables = {"model.embed_tokens": (100, 576), "lm_head": (100, 576)}
+    for stages in ([stage("head.vq_logits"), stage(RTN, only="lm_head")],):
+        with pytest.raises(
+            UserError, match=r"stage 2, quantize.rtn: only names lm_head, which head.vq_logits"
+        ):
+            check_layers(parse_recipe(recipe(*stages)), LAYERS, 2048, tables)
+    untied = recipe(stage("head.untie"), stage(RTN, only="lm_head"))
+    check_layers(parse_recipe(untied), LAYERS, 2048, tables)
+    embedding = recipe(stage("head.vq_logits"), stage(RTN, only="model.embed_tokens"))
+    check_layers(parse_recipe(embedding), LAYERS, 2048, tables)
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([stage(OWL, sparsity=0.6), stage(WANDA, sparsity=0.3)], "owl 0.6 → wanda"),
+        ([stage(FISHER, bits=3), stage(GPTQ, bits=4)], "fisher 3-bit → gptq g64"),
+        ([stage(GPTQ, bits=4)], "gptq 4-bit g64"),
+        ([stage("quantize.shiftadd")], "shiftadd 2-bit block"),
+        ([stage("quantize.shiftadd", scales="row")], "shiftadd 2-bit row"),
+        ([stage("quantize.shiftadd", scales="column")], "shiftadd 2-bit column"),
+        ([stage("quantize.shiftadd", scales="column", group_size=64)], "shiftadd 2-bit g64 scales column"),
+    ],
+    ids=str,
+)
+def test_chains_tell_the_numbers_that_count(stages, told):
+    assert parse_recipe(recipe(*stages)).chain() == told
+
+
+def test_a_number_that_a_plan_overrules_is_said():
+    made = parse_recipe(recipe(stage(OWL, sparsity=0.6), stage(WANDA, sparsity=0.3), stage(GPTQ, bits=3)))
+    (said,) = overruled(made)
+    assert "prune.wanda: its sparsity of 0.3 does not count" in said
+    assert "stage 1, allocate.owl, plans 0.6 on average" in said
+    assert overruled(parse_recipe(recipe(stage(OWL, sparsity=0.6), stage(WANDA)))) == []
 
 
 def test_patterns_must_divide_the_inputs():
