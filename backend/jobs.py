@@ -40,7 +40,7 @@ LONGEST_PROMPT = 20_000
 MOST_ANSWERS = 8
 MOST_PROMPTS = 40
 # Another number makes kept answers of tasks unread.
-TASK_FORMAT = 1
+TASK_FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
-"""Give bits or weights to the linears whose error the output feels most, as one backward pass predicts it.
+"""Give bits or weights to the linears whose error the output feels most, as backward passes predict it.
 
-    s_lk = 1/2 mean_t (g_t . (Ŵ_k - W) x_t)²  for linear l at k bits: KL(dense || only l changed), predicted
+    s_lk = 1/2T E_y (sum_t g_t . (Ŵ_k - W) x_t)²  for linear l at k bits: the KL that it costs alone
     min sum_l s_{l, k_l}  with  sum_l bytes_{l, k_l} <= bytes of the mean number of bits everywhere
 
-with x_t [in] the input of the linear at token t, g_t [out] the gradient of -ln P(y) with respect to its
-output, and labels y drawn from the model's own distribution: second order of the KL in the Fisher matrix, the
-terms between linears left out. Plans walk the lower convex hulls, steepest gain a byte first. Makes every
-linear at each number of bits (tenth of sparsity, half of the rank) within `reach` of the mean, with the
-stages after it, on the inputs of the dense model; plans that for those stages and stores nothing itself.
-Strong at 4 bits. Where the KL nears 1, as at 3 bits in a small model, it is too low, and most for what it
-likes: then it gains little.
+with x_t [in] the input of the linear at token t of T, g_t [out] the gradient of the window's -ln P(y) with
+respect to its output there, and labels y drawn several times from the model's own distribution: second order
+of the KL in the Fisher matrix, without terms between linears. Plans walk the lower convex hulls, steepest
+gain a byte first. Makes every linear at each number of bits (tenth of sparsity, half of the rank) within
+`reach` of the mean, with the stages after it, on the inputs of the dense model; plans that for those stages
+and stores nothing itself.
+What linears do to each other counts the more the larger the KL is, so it is strongest where little is lost.
 Martens, New insights and perspectives on the natural gradient method, arXiv 1412.1193.
 """
 
@@ -24,7 +24,7 @@ from backend.views import Work
     needs="gram",
     plans="bits",
     tries=around,
-    # A backward pass takes about as long as two windows forward.
+    # A backward pass takes about as long as two passes forward.
     scores=lambda params: PREDICTED_WINDOWS,
     claim=Claim(
         "At 4 bits on average, bits where the predicted KL asks for them lose less than 4 bits everywhere",
