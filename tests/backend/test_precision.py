@@ -27,7 +27,7 @@ from backend.precision import all_widened, compute_dtype, known_products, produc
 from backend.progress import silent
 from backend.recipe import Recipe, parse_recipe
 from backend.statistics import Gatherer
-from tests.tiny import CONFIGS, make_model, make_text
+from tests.tiny import DIFFERENT, make_model, make_text
 
 IDS = torch.arange(48)[None] * 5 % 97 + 4
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def types_of(model: nn.Module) -> set[torch.dtype]:
     return {tensor.dtype for name, tensor in held if tensor.is_floating_point() and "inv_freq" not in name}
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", DIFFERENT)
 def test_a_16_bit_model_is_computed_in_float32_as_a_float32_copy_would_be(
     kind: str, tmp_path: Path, wide: Host
 ) -> None:

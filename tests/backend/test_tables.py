@@ -15,7 +15,7 @@ from backend.models import facts
 from backend.pipeline import compress
 from backend.progress import silent
 from tests.methods.models import asked, logits, made
-from tests.tiny import CONFIGS, make_model
+from tests.tiny import DIFFERENT, make_model
 
 ROUND = {"method": "quantize.rtn", "params": {"bits": 4, "group_size": 16, "symmetric": True}}
 BOTH = [ROUND | {"only": "*embed*"}, ROUND]
@@ -32,7 +32,7 @@ def nearest(weight):
     return out
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_the_table_that_a_stage_names_is_rounded_and_counted(host, tmp_path, name):
     folder = make_model(tmp_path / "model", name)
     family, layout = FAMILIES[name], facts(str(folder), host)

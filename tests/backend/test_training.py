@@ -10,7 +10,7 @@ from backend.families import family_of
 from backend.solvers.blockwise import gradients
 from backend.text import calibration
 from tests.methods.models import made
-from tests.tiny import CONFIGS, make_model
+from tests.tiny import DIFFERENT, make_model
 
 WATCH = {"method": "recover.watch"}
 RTN = {"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}
@@ -26,7 +26,7 @@ def tokens(model, host, tmp_path):
     return calibration(f"file:{tmp_path / 'text.txt'}", tokenizer, 8, 64, 0, host).ids
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_loss_and_gradient_of_other_weights_are_those_of_a_model_that_has_them(
     host, tmp_path, family, watched
 ):

@@ -14,7 +14,7 @@ from backend.shared import SharedHead, SharedRows
 from backend.solvers.clusters import k_means, means
 from backend.text import calibration
 from tests.methods.models import IDS, apart, asked, logits, made
-from tests.tiny import CONFIGS, make_model
+from tests.tiny import DIFFERENT, make_model
 
 
 def stage(**params):
@@ -83,7 +83,7 @@ def test_as_many_codes_as_tokens_are_the_head_itself(host, tmp_path, which):
     assert torch.equal(logits(artifact, host), logits(folder, host))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_tokens_of_a_code_are_equally_likely_and_bytes_are_those_of_the_estimate(host, tmp_path, name):
     folder = make_model(tmp_path / "model", name)
     recipe = asked(folder, tmp_path, stage())

@@ -20,7 +20,7 @@ from backend.pipeline import compress
 from backend.progress import silent
 from backend.text import calibration
 from tests.methods.models import IDS, apart, asked, logits, made
-from tests.tiny import CONFIGS, make_model
+from tests.tiny import DIFFERENT, make_model
 
 SIX = {"num_hidden_layers": 6}
 
@@ -113,7 +113,7 @@ def test_the_influence_of_a_half_is_that_of_what_it_adds(model, piece):
     assert found[1] == pytest.approx(1 - float(near), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DIFFERENT)
 @pytest.mark.parametrize("piece", ["attention", "mlp"])
 def test_a_half_that_goes_adds_nothing_and_weighs_nothing(host, tmp_path, name, piece):
     folder = make_model(tmp_path / "model", name)
@@ -174,7 +174,7 @@ def test_evolution_never_ends_above_the_choice_it_began_with(host, tmp_path):
     assert len(report.notes["stage 1, prune.blocks"]["blocks left out"]) == 3
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_every_family_gets_smaller_by_what_the_estimate_says(host, tmp_path, name):
     folder = make_model(tmp_path / "model", name)
     recipe = asked(

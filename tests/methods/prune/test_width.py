@@ -15,7 +15,7 @@ from backend.models import facts
 from backend.progress import silent
 from backend.text import calibration
 from tests.methods.models import asked, logits, made
-from tests.tiny import CONFIGS, make_model
+from tests.tiny import DIFFERENT, make_model
 
 WIDE = {"intermediate_size": 128}
 
@@ -91,7 +91,7 @@ def test_units_that_do_nothing_go_first(host, tmp_path, score, units):
     assert report.notes["stage 1, prune.width"]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_every_family_gets_smaller_by_what_the_estimate_says(host, tmp_path, name):
     wide = {"opt": {"ffn_dim": 128}, "gpt2": {}}.get(name, WIDE)
     folder = make_model(tmp_path / "model", name, **wide)
@@ -106,7 +106,7 @@ def test_every_family_gets_smaller_by_what_the_estimate_says(host, tmp_path, nam
     assert torch.isfinite(logits(artifact, host)).all()
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not FAMILIES[name].free_heads])
+@pytest.mark.parametrize("name", [name for name in DIFFERENT if not FAMILIES[name].free_heads])
 def test_heads_stay_where_the_configuration_ties_their_width_to_their_number(host, tmp_path, name):
     folder = make_model(tmp_path / "model", name)
     with pytest.raises(UserError, match=f"{family_of(name, 'm').name} ties.*allowed: channels"):

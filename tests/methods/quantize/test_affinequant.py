@@ -15,7 +15,7 @@ from backend.solvers.equivalent import Site, changed, fold
 from backend.solvers.folding import Feed, feed_of, weight_of
 from backend.text import calibration, evaluation
 from tests.methods.models import IDS, apart, asked, logits, made
-from tests.tiny import CONFIGS, make_model
+from tests.tiny import DIFFERENT, make_model
 
 RTN = {"method": "quantize.rtn", "params": {"bits": 3, "group_size": -1}}
 HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt")
@@ -110,7 +110,7 @@ def test_values_and_outputs_undo_each_other_with_shared_heads(width):
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize("shape", ["diagonal", "affine"])
 def test_at_eight_bits_the_folded_model_is_the_dense_one(host, tmp_path, family, shape):
     model = make_model(tmp_path / "model", family)

@@ -10,7 +10,7 @@ from backend.parts import combined
 from backend.solvers.folding import Feed
 from tests.layers import correlated_inputs
 from tests.methods.models import apart, asked, logits, made, outlying
-from tests.tiny import CONFIGS, make_model
+from tests.tiny import DIFFERENT, make_model
 
 AWQ = {"method": "quantize.awq", "params": {"bits": 3, "group_size": 16}}
 RTN = {"method": "quantize.rtn", "params": {"bits": 3, "group_size": 16}}
@@ -25,7 +25,7 @@ def test_without_scales_and_clipping_it_is_plain_rounding(host, tmp_path):
         assert torch.equal(combined(parts), combined(theirs[name])), name
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_at_eight_bits_the_folded_model_is_the_dense_one(host, tmp_path, family):
     model = make_model(tmp_path / "model", family)
     stage = {"method": "quantize.awq", "params": {"bits": 8, "group_size": 16, "clipping": False}}
