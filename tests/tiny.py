@@ -89,7 +89,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 # Built like another one here: what costs time is tried on the others, what a family's row says on all.
 _ALIKE = {
-    "smollm3", "ernie4_5", "ministral3", "seed_oss", "hunyuan_v1_dense", "granite", "gemma", "exaone4", "cohere2",
+    "smollm3", "ernie4_5", "ministral3", "seed_oss", "hunyuan_v1_dense", "granite", "gemma", "exaone4",
+    "cohere2",
 }  # fmt: skip
 DIFFERENT = [name for name in CONFIGS if name not in _ALIKE]
 
