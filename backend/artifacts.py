@@ -22,7 +22,7 @@ from backend.errors import UserError
 from backend.families import Family, family_of
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import ModelFacts, facts, fingerprint, locate, replace_file
+from backend.models import ModelFacts, facts, fingerprint, generation_rules, locate, replace_file
 from backend.parts import Part, combined, rebuild
 from backend.precision import compute_dtype, compute_in, computed_in, known_speeds, name_of
 from backend.readout import Bounds, Readout
@@ -325,20 +325,6 @@ def _plain_config(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ("auto_map", "_name_or_path")}
 
 
-def generation_rules(model: str, host: Host) -> dict[str, Any]:
-    """The generation rules that a model's folder holds, as they are; UserError when they cannot be read."""
-    file = locate(model, host) / "generation_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        rules = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"model {model}: {file.name} cannot be read ({error})") from None
-    if not isinstance(rules, dict):
-        raise UserError(f"model {model}: {file.name} holds no JSON object")
-    return rules
-
-
 def exported_with(metadata: Mapping[str, Any], folder: Path, host: Host) -> None:
     """Write what belongs to a model beside its weights: tokenizer with its template, and generation rules.
 
@@ -356,7 +342,7 @@ def exported_with(metadata: Mapping[str, Any], folder: Path, host: Host) -> None
     tokenizer.save_pretrained(folder)
     rules = metadata["rules"]
     if rules is None:
-        rules = generation_rules(model, host)
+        rules = generation_rules(locate(model, host), model)
     if rules:
         replace_file(folder / "generation_config.json", json.dumps(rules, indent=2).encode())
 

@@ -190,6 +190,7 @@ def facts(model: str, host: Host) -> ModelFacts:
     _check_not_quantized(config, folder, model)
     if folder is not None:
         stored = _headers(folder, model)
+        generation_rules(folder, model)
     _check_plain(stored, model)
     _check_blocks(config, {family.prefixed(name) for name in stored}, family, model)
     shapes, unused = _loaded(stored, family, skeleton(config, model), folder, host, model)
@@ -205,7 +206,8 @@ def facts(model: str, host: Host) -> ModelFacts:
     width = _LOADED_BYTES[dtype]
     sizes = {name: (shape, math.prod(shape) * width) for name, shape in shapes.items()}
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    notes = (*mixed, *_notes(unused, folder, model), *_unknown_tokens(folder, shapes, family))
+    rows = shapes[f"{family.embeddings[0]}.weight"][0]
+    notes = (*mixed, *_notes(unused, folder, model), *_without_rows(folder, config, rows))
     return ModelFacts(model, family, config, layers, sizes, positions, mark, dtype, notes)
 
 
@@ -225,6 +227,20 @@ def _loaded_type(
     if set(weights) == {dtype}:
         return dtype, ()
     return dtype, (f"stored in {' and '.join(sorted(weights))}, loaded in {dtype}",)
+
+
+def generation_rules(folder: Path, model: str) -> dict[str, Any]:
+    """The generation rules that a model's folder holds, as they are; UserError when they cannot be read."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        rules = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"model {model}: {file.name} cannot be read ({error})") from None
+    if not isinstance(rules, dict):
+        raise UserError(f"model {model}: {file.name} holds no JSON object")
+    return rules
 
 
 def _check_not_quantized(config: Mapping[str, Any], folder: Path | None, model: str) -> None:
@@ -301,17 +317,24 @@ def _loaded(
     return {name: told.shape for name, told in found.items()}, unused
 
 
-def _unknown_tokens(
-    folder: Path | None, shapes: Mapping[str, tuple[int, ...]], family: Family
-) -> tuple[str, ...]:
-    """What to say of a tokenizer that knows tokens without a row in the embedding."""
+def _without_rows(folder: Path | None, config: Mapping[str, Any], rows: int) -> list[str]:
+    """What to say of tokens that configuration and tokenizer know and the embedding has no row for."""
+    notes = []
+    for name in ("bos_token_id", "eos_token_id"):
+        told = config.get(name)
+        ids = [one for one in (told if isinstance(told, list) else [told]) if isinstance(one, int)]
+        if ids and max(ids) >= rows:
+            notes.append(f"{name} {max(ids)} of config.json has no row in the embedding of {rows} rows")
     file = folder / "tokenizer.json" if folder else None
-    if file is None or not file.is_file():
-        return ()
-    most, rows = _highest_token(file, file.stat().st_mtime_ns), shapes[f"{family.embeddings[0]}.weight"][0]
-    if most < rows:
-        return ()
-    return (f"the tokenizer knows tokens up to {most}, the embedding has {rows} rows: texts with them fail",)
+    if (
+        file is not None
+        and file.is_file()
+        and (most := _highest_token(file, file.stat().st_mtime_ns)) >= rows
+    ):
+        notes.append(
+            f"the tokenizer knows tokens up to {most}, the embedding has {rows} rows: texts with them fail"
+        )
+    return notes
 
 
 @lru_cache(maxsize=16)

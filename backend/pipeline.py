@@ -19,7 +19,6 @@ from backend.artifacts import (
     computed_wider,
     dense_tensors,
     device_of,
-    generation_rules,
     is_whole,
     load_model,
     load_tokenizer,
@@ -37,7 +36,7 @@ from backend.fisher import weight_gradients
 from backend.headway import Headway, parts_of, seconds_of
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import ModelFacts, facts
+from backend.models import ModelFacts, facts, generation_rules, locate
 from backend.padding import applied
 from backend.parts import Input, Part, gone, inputs_of
 from backend.precision import name_of
@@ -98,7 +97,7 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         } | walk.tables.parts
         config, generation = stored_config(opened.model), stored_generation(opened.model)
         dense = dense_tensors(opened.model, set(parts))
-        rules = generation_rules(recipe.model, host)
+        rules = generation_rules(locate(recipe.model, host), recipe.model)
         # The dense linears are not needed any more, and the parts are about to be read back.
         del opened, walk
         save_artifact(artifact, dense, parts, config, generation, layout, recipe.to_json(), rules)
@@ -209,6 +208,10 @@ class Walk:
             )  # fmt: skip
             try:
                 method.fn(work, **method.params.model_validate(stage.params).model_dump())
+            except UserError as error:
+                told = str(error)
+                named = told.startswith(("stage ", stage.method))
+                raise UserError(told if named else f"stage {number}, {stage.method}: {told}") from None
             finally:
                 trials.restore()
             if work.report:

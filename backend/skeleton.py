@@ -46,7 +46,7 @@ def _built(config: str, model: str) -> Skeleton:
             built: Any = AutoModelForCausalLM.from_config(made)
     # A configuration of someone else's making: whatever is wrong with it ends here, as its fault.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(f"model {model}: config.json makes no {model_type} model ({reason})") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
     ignored = frozenset(built._keys_to_ignore_on_load_unexpected or ())

@@ -367,3 +367,33 @@ def test_a_model_that_changed_since_its_run_is_not_exported_with_another_tokeniz
     with pytest.raises(UserError, match="has changed since the run, and with it its tokenizer"):
         export(artifact, "transformers", tmp_path / "out", host)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["[1", "[1]", "7", "[" * 100_000], ids=["torn", "list", "number", "deep"])
+def test_generation_rules_that_cannot_be_read_are_refused_before_anything_is_queued(content, tmp_path, host):
+    folder = make_model(tmp_path / "model", "llama")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"generation_config.json (cannot be read|holds no JSON object)"):
+        estimate(recipe_for(folder, RTN), host)
+
+
+def test_an_end_token_without_a_row_is_said(tmp_path, host):
+    folder = configured(make_model(tmp_path / "model", "llama"), eos_token_id=[1, 99_999])
+    (note,) = facts(str(folder), host).notes
+    assert note == "eos_token_id 99999 of config.json has no row in the embedding of 260 rows"
+
+
+def test_shards_that_hold_a_head_of_their_own_are_one_model(tmp_path, host):
+    folder = make_model(tmp_path / "model", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn(260, 32, generator=torch.Generator().manual_seed(9)) * 0.3
+    names = sorted(tensors)
+    (folder / "model.safetensors").unlink()
+    shards = {"model-1-of-2.safetensors": names[:8], "model-2-of-2.safetensors": names[8:]}
+    for file, some in shards.items():
+        save_file({name: tensors[name] for name in some}, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, some in shards.items() for name in some}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    numbers, subject = numbers_of(recipe_for(folder), host, tmp_path)
+    assert numbers["perplexity"] == pytest.approx(plain_perplexity(folder, subject.tokens.ids), rel=1e-5)
+    assert facts(str(folder), host).tensors["lm_head.weight"] == ((260, 32), 260 * 32 * 4)

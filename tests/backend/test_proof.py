@@ -35,7 +35,7 @@ def test_a_model_whose_norms_stand_elsewhere_is_refused_what_moves_scales(stage,
     model = make_model(tmp_path / "model", "opt", **NORMS_BEHIND)
     with pytest.raises(
         UserError,
-        match=r"scales cannot be moved into the inputs of self_attn.q_proj.*OPT model.*logits change",
+        match=r"stage 1, \w+\.\w+: scales cannot be moved into .* self_attn.q_proj.*OPT model.*logits change",
     ):
         made(model, host, tmp_path, stage)
 
