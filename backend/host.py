@@ -32,7 +32,7 @@ VARIABLES: tuple[tuple[str, str, str], ...] = (
     (
         "PARETOSCOPE_TRUST_REMOTE_CODE",
         "0",
-        "1 lets a hub model bring its own Python code: only for people you trust",
+        "1 lets a tokenizer bring its own Python code: only from people you trust",
     ),
     ("PARETOSCOPE_STARTER", "1", "0 keeps the first start from queueing the starter sweep"),
     ("PARETOSCOPE_QUOTA", "0", "how many runs one user may have queued or running at a time; 0 is no limit"),
