@@ -5,8 +5,9 @@
     divergence.agreement   share of tokens where both rank the same token first
     divergence.flips       share of tokens where exactly one of both ranks the true token first
 
-Standard errors are those of means over windows. Flips as in Dutta et al., Accuracy is not all you need,
-arXiv 2407.09141, with tokens in place of questions.
+Standard errors are those of means over windows. Logits and sums over the vocabulary are float32, and no
+token's divergence is below zero, so that a mean of 1e-7 nats or less is rounding, not a difference. Flips as
+in Dutta et al., Accuracy is not all you need, arXiv 2407.09141, with tokens in place of questions.
 """
 
 import math
