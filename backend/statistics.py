@@ -143,6 +143,8 @@ class _Sums:
         )
 
 
+# Within it, what was gathered in inference mode may be written to, and anything else as well.
+@torch.inference_mode()
 def _mirror(gram: Tensor) -> None:
     """Fill what lies below the diagonal from what lies above it, without a second matrix."""
     for start in range(0, len(gram), _STRIP):
