@@ -87,6 +87,8 @@ def claims(model: str, conditions: Mapping[str, Any], wanted: Sequence[str], hos
         row = {
             "method": name,
             "claim": claim.text,
+            "whose": claim.whose,
+            "paper_says": claim.paper_says,
             "verdict": said.word,
             "metric": claim.metric,
             "difference": said.difference,
