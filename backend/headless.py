@@ -131,6 +131,12 @@ def methods() -> None:
                     "paper": found.paper,
                     "summary": found.summary,
                     "needs": found.needs,
+                    "claim": found.claim
+                    and {
+                        "text": found.claim.text,
+                        "whose": found.claim.whose,
+                        "paper_says": found.claim.paper_says,
+                    },
                     "parameters": found.params.model_json_schema()["properties"],
                 }
             )

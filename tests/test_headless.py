@@ -120,6 +120,8 @@ def test_methods_lists_the_catalogue_as_json_lines(call):
     gptq = next(row for row in rows if row["id"] == "quantize.gptq")
     assert gptq["parameters"]["bits"]["minimum"] == 2
     assert gptq["paper"] == "arXiv:2210.17323"
+    assert (gptq["claim"]["whose"], gptq["claim"]["paper_says"]) == ("paper", "")
+    assert next(row for row in rows if row["id"] == "quantize.rtn")["claim"] is None
 
 
 def test_run_warns_when_it_is_measured_on_the_text_it_was_calibrated_on(call, recipe):
