@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, help="safetensors or transformers")
     export.add_argument("--to", required=True, type=Path, help="the folder to make")
     command("methods", _methods, "list the methods, one JSON object a line")
-    claims = command("claims", _claims, "run the papers' claims on a model; one JSON object a verdict")
+    claims = command(
+        "claims", _claims, "test methods' claims, the papers' or ours, on a model; one JSON object a verdict"
+    )
     claims.add_argument(
         "methods", nargs="*", metavar="METHOD", help="methods to test; none: all that make one"
     )

@@ -1,4 +1,4 @@
-"""A paper's claim on one model: the two recipes that test it, and the verdict on what they measured.
+"""A method's claim on one model: the two recipes that test it, and the verdict on what they measured.
 
     d_i = loss of the better recipe - loss of the worse one on window i  [windows], in nats per token
     mean d ± t sd(d) / sqrt(windows),  t of Student's 95 % interval: 2.36 for 8 windows, 2.07 for 24
@@ -15,7 +15,7 @@ from backend.recipe import Calibration, Evaluation, Recipe, parse_recipe
 from backend.registry import Claim
 from backend.solvers.student import reach as beyond
 
-Word = Literal["holds", "does not hold", "within noise", "broken", "not tested"]
+Word = Literal["holds", "does not hold", "within noise", "broken", "baseline broken", "not tested"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The word; where both runs have a loss, the mean difference (below zero: as claimed) and its error."""
+    """The word; where both runs work, the mean difference (below zero: as claimed) and its error."""
 
     word: Word
     difference: float | None = None
@@ -61,18 +61,17 @@ def recipes(
 def verdict(better: Outcome | None, worse: Outcome | None, more_bytes: bool = False) -> Verdict:
     """Whether `better` loses less beyond the 95 % interval, with no more bytes unless `more_bytes`.
 
-    One window has no standard error, so nothing is beyond it. A run that is broken cannot be the better one;
-    one that works beats a broken one if it loses less, and without a difference where that one has no loss.
-    ValueError for different numbers of windows.
+    One window has no standard error, so nothing is beyond it. A run that is broken shows nothing but itself:
+    it cannot be the better one, and doing better than it is no merit. ValueError for different numbers of
+    windows.
     """
     if better is None or worse is None:
         return Verdict("not tested")
     if better.broken:
         return Verdict("broken")
+    if worse.broken:
+        return Verdict("baseline broken")
     dear = better.packed > worse.packed and not more_bytes
-    measured = worse.windows and all(map(math.isfinite, worse.windows))
-    if worse.broken and not measured:
-        return Verdict("does not hold" if dear else "holds")
     apart = [mine - theirs for mine, theirs in zip(better.windows, worse.windows, strict=True)]
     mean = statistics.fmean(apart)
     stderr = statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else None

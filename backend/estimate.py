@@ -265,7 +265,7 @@ def _formula(recipe: Recipe, value_bits: int, tables: Iterable[str] = ()) -> str
             planned[aim] = stage.params[aim]
             mixed = stage.params.get("over") == MIXTURE
             continue
-        if mixed and plans.switches(stage.method):
+        if discover().methods[stage.method].shrinks or (mixed and plans.switches(stage.method)):
             continue
         params = {**stage.params, **{key: planned[key] for key in planned if key in stage.params}}
         terms += [word(params) for name, word in words if name in params]

@@ -87,6 +87,8 @@ def claims(model: str, conditions: Mapping[str, Any], wanted: Sequence[str], hos
         row = {
             "method": name,
             "claim": claim.text,
+            "whose": claim.whose,
+            "paper_says": claim.paper_says,
             "verdict": said.word,
             "metric": claim.metric,
             "difference": said.difference,
@@ -129,6 +131,12 @@ def methods() -> None:
                     "paper": found.paper,
                     "summary": found.summary,
                     "needs": found.needs,
+                    "claim": found.claim
+                    and {
+                        "text": found.claim.text,
+                        "whose": found.claim.whose,
+                        "paper_says": found.claim.paper_says,
+                    },
                     "parameters": found.params.model_json_schema()["properties"],
                 }
             )

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ Kind = Literal[
     "cache", "attention", "head", "recover", "decode",
 ]  # fmt: skip
 Shape = Literal["layer", "work"]
+Whose = Literal["paper", "ours"]
 Stored = Callable[[Matrix, Mapping[str, Any]], int]
 Keeps = Callable[[int, int, Mapping[str, Any]], int]
 Tries = Callable[[Mapping[str, Any]], Sequence[Any]]
@@ -36,10 +37,12 @@ Shrinks = Callable[[Any, Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """A paper's claim as a comparison: `better` stages beat `worse` ones on `metric` at equal or fewer bytes.
+    """A claim as a comparison: `better` stages beat `worse` ones on `metric` at equal or fewer bytes.
 
     `metric` is one that keeps a value a window, less of it being better. With `more_bytes` the claim is about
     quality alone: what is added has its price in bytes, and the verdict states both sizes.
+    `whose`: `paper` where the paper makes this comparison in this setting, on models of its own; `ours` where
+    the baseline, the setting or a part of the method is another, and `paper_says` what the paper claims.
     """
 
     text: str
@@ -47,6 +50,8 @@ class Claim:
     worse: tuple[dict[str, Any], ...]
     metric: str = "perplexity"
     more_bytes: bool = False
+    whose: Whose = field(kw_only=True)
+    paper_says: str = ""
 
 
 @dataclass(frozen=True)

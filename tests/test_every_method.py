@@ -61,6 +61,19 @@ def test_has_a_docstring_a_paper_and_a_test_file(found):
 
 
 @pytest.mark.parametrize("found", METHODS.values(), ids=list(METHODS))
+def test_a_claim_says_whose_it_is_and_one_of_ours_what_the_paper_claims(found):
+    claim = found.claim
+    if claim is None:
+        return
+    assert claim.whose in ("paper", "ours")
+    assert bool(claim.paper_says) == (claim.whose == "ours")
+    assert not claim.text.endswith(".")
+    if claim.paper_says:
+        assert claim.paper_says.endswith(".")
+        assert len(claim.paper_says) < 120
+
+
+@pytest.mark.parametrize("found", METHODS.values(), ids=list(METHODS))
 def test_every_parameter_says_what_it_is(found):
     for name, schema in found.params.model_json_schema()["properties"].items():
         assert schema.get("description"), name

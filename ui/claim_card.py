@@ -1,10 +1,10 @@
-"""The card of a paper's claim: the idea, both runs, the verdict with its noise, what to do next."""
+"""The card of a claim: whose it is, the idea, both runs, the verdict with its noise, what to do next."""
 
 import re
 from html import escape
 from urllib.parse import urlencode
 
-from backend.registry import Method
+from backend.registry import Claim, Method
 from backend.solvers import student
 from ui.panel import STATES, badge, button, link, paper, table, top
 from ui.quantities import TITLES, byte_size, duration, is_number, significant, with_error
@@ -13,18 +13,26 @@ from ui.standings import Side, Standing
 from ui.texts import many, say
 
 _SENTENCE_END = re.compile(r"(?<=\.) +(?=[A-Z])")
-_TONES = {"holds": "good", "does not hold": "bad", "within noise": "warn", "broken": "bad"}
+_TONES = {
+    "holds": "good",
+    "does not hold": "bad",
+    "within noise": "warn",
+    "broken": "bad",
+    "baseline broken": "warn",
+}
 # How a claim stands, as people read it.
 WORDS = {
     "holds": say("papers.holds"),
     "within noise": say("papers.within_noise"),
     "does not hold": say("papers.does_not_hold"),
     "broken": say("common.broken"),
+    "baseline broken": say("papers.baseline_broken"),
     "failed": say("common.failed"),
     "running": say("common.running"),
     "queued": say("common.queued"),
     "not tested": say("papers.not_tested"),
 }
+_WHOSE = {"paper": say("papers.whose_paper"), "ours": say("papers.whose_ours")}
 _WAITING = {"missing": say("papers.not_run"), "done": say("papers.not_measured")}
 
 
@@ -36,7 +44,7 @@ def claim_card(standing: Standing, problem: str = "") -> str:
     return (
         f'<div class="panel claim" id="claim-{escape(method.id)}" data-verdict="{escape(state(standing))}">'
         f"{top(f'<span>{name}</span>', _state_badge(standing))}"
-        f"<h3>{escape(standing.claim.text)}</h3>"
+        f"<h3>{escape(standing.claim.text)}</h3>{_whose(standing.claim)}"
         f'<p>{escape(method.summary)}</p><p class="note">{citation(method)}</p>'
         f"{_sides(standing)}{_progress(standing)}{_said(standing)}{_shipped(standing)}{refused}"
         f'<div class="acts">{_acts(standing)}</div>{_file(method)}</div>'
@@ -55,6 +63,12 @@ def citation(method: Method) -> str:
     """Who wrote it, which a method's docstring ends with, and the link."""
     words = method.doc.strip().split("\n\n")[-1].replace("\n", " ")
     return f"{escape(_SENTENCE_END.split(words)[-1])} {paper(method.paper)}"
+
+
+def _whose(claim: Claim) -> str:
+    """Whether the paper makes this comparison; what it claims itself where it makes another."""
+    says = say("papers.paper_says", says=escape(claim.paper_says)) if claim.paper_says else ""
+    return f'<p class="whose">{badge(_WHOSE[claim.whose])} {says}</p>'
 
 
 def _state_badge(standing: Standing) -> str:
@@ -118,10 +132,7 @@ def _said(standing: Standing) -> str:
         if side.outcome and side.outcome.broken
     )
     if said.difference is None:
-        told = say("papers.no_loss_to_compare", causes=causes)
-        if said.word == "does not hold":
-            told += f" ({_bytes(better, worse, standing.claim.more_bytes)})"
-        return f"<p>{told}</p>"
+        return f"<p>{say('papers.nothing_is_shown', causes=causes)}</p>"
     apart = significant(abs(said.difference), 3)
     noise = f" ± {significant(said.stderr, 2)}" if said.stderr is not None else ""
     way = say("papers.lower") if said.difference < 0 else say("papers.higher")
@@ -138,13 +149,11 @@ def _said(standing: Standing) -> str:
     )
     if said.stderr is None:
         sentence += say("papers.one_window")
-    elif abs(said.difference) <= 2 * said.stderr:
+    elif abs(said.difference) <= student.reach(windows) * said.stderr:
         sentence += say("papers.within_the_interval")
     else:
         sentence += say("papers.beyond_the_interval")
     sentence += f", {_bytes(better, worse, standing.claim.more_bytes)}."
-    if causes:
-        sentence += f" {say('papers.the_other_does_not_work', causes=causes)}"
     return f"{_strip(standing)}<p>{sentence}</p>"
 
 

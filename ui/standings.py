@@ -1,4 +1,4 @@
-"""Where the papers' claims stand on one model, as the store knows it: which runs there are, what they say."""
+"""Where the claims stand on one model, as the store knows it: which runs there are, what they say."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -93,6 +93,11 @@ def test_the_bytes_of_a_plan_are_those_of_its_mean(make, host):
     assert "bytes are those of its mean" in planned.formula
 
 
+def test_a_narrower_model_is_told_to_store_whole_weights_not_factors(make, host):
+    told = estimate(make(stage("prune.width", ratio=0.25)), host).formula
+    assert told.startswith("Linears: 32 bits per weight")
+
+
 def test_factors_that_stop_at_a_share_of_the_energy_weigh_at_most_the_estimate(make, host, tmp_path):
     recipe = make(stage("prune.wanda", pattern="2:4"), stage("compensate.eora", rank=16, energy=0.5))
     told = estimate(recipe, host)

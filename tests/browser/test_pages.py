@@ -19,7 +19,7 @@ def test_a_claim_goes_from_the_button_to_its_verdict(page, served):
     expect(claim).to_have_attribute("data-verdict", re.compile("queued|running"))
     decided = re.compile("^(holds|does not hold|within noise)$")
     expect(claim).to_have_attribute("data-verdict", decided, timeout=PATIENCE)
-    expect(claim).to_contain_text("standard errors, at the same bytes")
+    expect(claim).to_contain_text("95 % interval, at the same bytes")
     expect(claim.locator("pre.doc"), "what was unfolded stays so").to_be_visible()
     expect(claim.locator(".strip .dot")).to_have_count(8)
     claim.get_by_role("link", name="gptq 3-bit").click()

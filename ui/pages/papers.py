@@ -1,4 +1,4 @@
-"""Papers: what each method's paper claims, run on the reader's own model, with the verdict and its noise."""
+"""Papers: a claim of each method, its paper's or ours, run on the reader's model, with verdict and noise."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -23,6 +23,8 @@ from backend.views import Work
     tries=around,
     claim=Claim(
         "At 3 bits on average, the bits of the least sum of output errors lose less than 3 bits everywhere",
+        whose="ours",
+        paper_says="SPDY spreads sparsity under a limit on time, and searches the sum's coefficients.",
         better=(
             {"method": "allocate.dp", "params": {"bits": 3.0}},
             {"method": "quantize.gptq", "params": {"bits": 3}},

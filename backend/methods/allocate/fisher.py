@@ -28,6 +28,8 @@ from backend.views import Work
     scores=lambda params: PREDICTED_WINDOWS,
     claim=Claim(
         "At 4 bits on average, bits where the predicted KL asks for them lose less than 4 bits everywhere",
+        whose="ours",
+        paper_says="A review of natural gradients: the KL is quadratic in the Fisher matrix. No bits.",
         better=(
             {"method": "allocate.fisher", "params": {"bits": 4.0}},
             {"method": "quantize.gptq", "params": {"bits": 4}},

@@ -38,6 +38,7 @@ _SPARSEST = 0.999
     plans="sparsity",
     claim=Claim(
         "At 70% sparsity, blocks with outliers kept denser lose less than all blocks alike",
+        whose="paper",
         better=(
             {"method": "allocate.owl", "params": {"sparsity": 0.7}},
             {"method": "prune.wanda", "params": {"sparsity": 0.7}},

@@ -41,6 +41,8 @@ _EORA = {"method": "compensate.eora", "params": {"rank": 64}}
     plans="rank",
     claim=Claim(
         "Rank where it repairs the most output error loses less than the same rank everywhere",
+        whose="ours",
+        paper_says="EoRA gives every linear the same rank.",
         better=(_WANDA, {"method": "allocate.rank", "params": {"rank": 64}}, _EORA),
         worse=(_WANDA, _EORA),
     ),

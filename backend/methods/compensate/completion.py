@@ -41,6 +41,8 @@ _WANDA = {"method": "prune.wanda", "params": {"pattern": "2:4"}}
     follows="prune",
     claim=Claim(
         "Fitting the pruned positions alone repairs more of 2:4 pruning than a plain SVD of the error",
+        whose="ours",
+        paper_says="A theorem: alternating minimisation completes matrices though its steps are rough.",
         better=(_WANDA, {"method": "compensate.completion", "params": {"rank": 64}}),
         worse=(_WANDA, {"method": "compensate.svd", "params": {"rank": 64}}),
     ),

@@ -28,6 +28,7 @@ _LEFT = "share of the missed output left, from rank 0 to that of the factors, no
     needs="gram",
     claim=Claim(
         "EoRA repairs more of 2:4 pruning than a plain SVD of the error at the same rank",
+        whose="paper",
         better=(
             {"method": "prune.wanda", "params": {"pattern": "2:4"}},
             {"method": "compensate.eora", "params": {"rank": 64}},

@@ -31,6 +31,8 @@ Scale = Annotated[Literal["mean_abs", "rms"], Field(description="What the size o
     needs="norms",
     claim=Claim(
         "Weighting channels by their size repairs more than a plain SVD of the error at the same rank",
+        whose="ours",
+        paper_says="LQER repairs quantization, not pruning.",
         better=(
             {"method": "prune.wanda", "params": {"pattern": "2:4"}},
             {"method": "compensate.lqer", "params": {"rank": 64}},

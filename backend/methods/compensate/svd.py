@@ -21,6 +21,7 @@ from backend.views import Layer
     paper="arXiv:2303.08302",
     claim=Claim(
         "Adding a low-rank part for the error recovers quality that rounding lost, for its extra bytes",
+        whose="paper",
         better=(
             {"method": "quantize.rtn", "params": {"bits": 3, "group_size": 64}},
             {"method": "compensate.svd", "params": {"rank": 64}},

@@ -57,6 +57,8 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     stored=_stored,
     claim=Claim(
         "With 2048 rows, not tuned, frequent tokens that keep their own lose less than clusters of all",
+        whose="ours",
+        paper_says="With rows shared in training, perplexity is 4 % higher for 99 % fewer head weights.",
         better=({"method": "head.vq_logits", "params": {**_CLAIMED, "tokens": "frequent"}},),
         worse=({"method": "head.vq_logits", "params": {**_CLAIMED, "tokens": "activation"}},),
     ),

@@ -79,6 +79,8 @@ def _passes(params: Mapping[str, Any]) -> int:
     passes=_passes,
     claim=Claim(
         "Leaving out the four blocks of least influence loses less than leaving out any four",
+        whose="ours",
+        paper_says="ShortGPT beats other ways to prune, on benchmarks, with a quarter of the blocks gone.",
         better=({"method": "prune.blocks", "params": {"blocks": 4, "score": "influence"}},),
         worse=({"method": "prune.blocks", "params": {"blocks": 4, "score": "random"}},),
     ),

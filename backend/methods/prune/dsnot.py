@@ -52,6 +52,8 @@ _SEQUENCE = 2048
     keeps=kept_by_row,
     claim=Claim(
         "Swapping positions in attention, where its authors do it, improves Wanda's masks",
+        whose="ours",
+        paper_says="DSnoT improves Wanda's masks most where they lose most, at 70 % sparsity.",
         better=(
             {"method": "prune.dsnot", "params": {"sparsity": 0.5}, "only": "*att*"},
             {"method": "prune.wanda", "params": {"sparsity": 0.5}},

@@ -68,6 +68,8 @@ _WANDA = {"method": "prune.wanda", "params": {"pattern": "2:4"}}
     passes=lambda params: 4 * params["samples"] * params["epochs"],
     claim=Claim(
         "Learned 2:4 masks lose less than the Wanda masks that they start from, on the same weights",
+        whose="ours",
+        paper_says="MaskLLM learns from two billion tokens, and beats SparseGPT as well.",
         better=(_WANDA, {"method": "prune.maskllm", "params": {"samples": 16, "epochs": 2}}),
         worse=(_WANDA,),
     ),

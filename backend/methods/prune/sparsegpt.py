@@ -37,6 +37,8 @@ def _keeps(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
     keeps=_keeps,
     claim=Claim(
         "SparseGPT loses less than Wanda at 2:4",
+        whose="ours",
+        paper_says="SparseGPT loses less than magnitude pruning; Wanda came after it.",
         better=({"method": "prune.sparsegpt", "params": {"pattern": "2:4"}},),
         worse=({"method": "prune.wanda", "params": {"pattern": "2:4"}},),
     ),

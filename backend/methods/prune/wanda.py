@@ -22,6 +22,7 @@ from backend.views import Layer
     keeps=kept_by_row,
     claim=Claim(
         "Wanda loses less than magnitude pruning at the same sparsity",
+        whose="paper",
         better=({"method": "prune.wanda", "params": {"sparsity": 0.5}},),
         worse=({"method": "prune.magnitude", "params": {"sparsity": 0.5}},),
     ),

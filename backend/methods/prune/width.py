@@ -69,6 +69,8 @@ def _left(layout: Any, params: Mapping[str, Any]) -> Any:
     passes=lambda params: 3 * params["samples"] * (params["score"] == "taylor"),
     claim=Claim(
         "At a fifth of the MLP channels, those whose loss gradients matter least cost less than any others",
+        whose="ours",
+        paper_says="LLM-Pruner takes heads too, spares the first and last blocks, and tunes what is left.",
         better=({"method": "prune.width", "params": {"ratio": 0.2, "units": "channels"}},),
         worse=({"method": "prune.width", "params": {"ratio": 0.2, "units": "channels", "score": "random"}},),
     ),

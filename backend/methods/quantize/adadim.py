@@ -40,6 +40,7 @@ Groups = Annotated[
     stored=grid_bytes,
     claim=Claim(
         "At 3 bits, groups along rows or columns by choice lose less than GPTQ's along rows",
+        whose="paper",
         better=({"method": "quantize.adadim", "params": {"bits": 3, "group_size": 64}},),
         worse=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": 64}},),
     ),

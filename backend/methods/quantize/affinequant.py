@@ -46,6 +46,8 @@ MaskFactor = Annotated[
     passes=lambda params: 4 * params["samples"] * params["epochs"],
     claim=Claim(
         "In the first block at 2 bits, matrices within heads lose less than scales alone",
+        whose="ours",
+        paper_says="AffineQuant learns matrices behind norms too, in all blocks, and beats OmniQuant.",
         better=({"method": "quantize.affinequant", **_FIRST},),
         worse=({"method": "quantize.omniquant", **_FIRST},),
     ),

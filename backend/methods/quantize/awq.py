@@ -37,9 +37,10 @@ Clipping = Annotated[bool, Field(description="Search where to clip each group")]
     needs="gram",
     stored=grid_bytes,
     claim=Claim(
-        "Scaling the channels that matter loses less than rounding alone at the same bytes",
+        "At 3 bits, scaling the channels that matter loses less than GPTQ at the same bytes",
+        whose="paper",
         better=({"method": "quantize.awq", "params": {"bits": 3, "group_size": 64}},),
-        worse=({"method": "quantize.rtn", "params": {"bits": 3, "group_size": 64}},),
+        worse=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": 64}},),
     ),
 )
 def awq(

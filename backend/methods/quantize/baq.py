@@ -44,6 +44,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     stored=_stored,
     claim=Claim(
         "Levels for each column by its share of the error lose less than GPTQ with 3 bits for all, by rows",
+        whose="paper",
         better=({"method": "quantize.baq", "params": {"bits": 2.95}},),
         worse=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": -1}},),
     ),

@@ -79,6 +79,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     pads=True,
     claim=Claim(
         "NF4 loses less than a symmetric 4-bit grid at blocks of 64",
+        whose="paper",
         better=({"method": "quantize.codebook", "params": {"table": "nf4", "group_size": 64}},),
         worse=({"method": "quantize.rtn", "params": {"bits": 4, "group_size": 64, "symmetric": True}},),
         more_bytes=True,

@@ -41,6 +41,8 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     stored=_stored,
     claim=Claim(
         "In the first block alone, planes fitted by least squares lose less than planes scaled by the range",
+        whose="ours",
+        paper_says="DB-LLM starts from the range and distils all blocks, and beats other 2-bit methods.",
         better=({"method": "quantize.fdb", "params": {"start": "least_squares"}, "only": "*.0.*"},),
         worse=({"method": "quantize.fdb", "params": {"start": "range"}, "only": "*.0.*"},),
         metric="divergence.kl",

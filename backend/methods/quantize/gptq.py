@@ -25,6 +25,7 @@ from backend.views import Layer
     pads=True,
     claim=Claim(
         "GPTQ loses less than rounding to nearest at the same bytes",
+        whose="paper",
         better=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": 64}},),
         worse=({"method": "quantize.rtn", "params": {"bits": 3, "group_size": 64}},),
     ),

@@ -43,10 +43,11 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     needs="gram",
     stored=_stored,
     claim=Claim(
-        "At 2 bits and equal groups, a scale for each bit loses less than GPTQ's even grid",
-        better=({"method": "quantize.hlq", "params": {"bits": 2, "group_size": 64}},),
-        worse=({"method": "quantize.gptq", "params": {"bits": 2, "group_size": 64}},),
-        more_bytes=True,
+        "At 3 bits by rows, a scale for each bit loses less than BAQ's even grids at the same bytes",
+        whose="ours",
+        paper_says="ELUTQ beats uniform grids at equal bits and groups, for more bytes of scales.",
+        better=({"method": "quantize.hlq", "params": {"bits": 3, "group_size": -1}},),
+        worse=({"method": "quantize.baq", "params": {"bits": 3.04}},),
     ),
 )
 def hlq(

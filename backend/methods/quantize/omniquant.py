@@ -40,6 +40,8 @@ ScaleRate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW fo
     passes=lambda params: 4 * params["samples"] * params["epochs"],
     claim=Claim(
         "In the first block at 2 bits, learned scales and clipping lose less than learned clipping alone",
+        whose="ours",
+        paper_says="OmniQuant learns all blocks and loses less than rounding, GPTQ and AWQ.",
         better=({"method": "quantize.omniquant", "only": "*.0.*", "params": _FIRST},),
         worse=({"method": "quantize.omniquant", "only": "*.0.*", "params": {**_FIRST, "scales": False}},),
     ),

@@ -54,6 +54,8 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     pads=True,
     claim=Claim(
         "Coordinate descent after GPTQ loses less than GPTQ at the same bytes",
+        whose="ours",
+        paper_says="QuantEase loses less than GPTQ when it starts from the weights, without groups.",
         better=({"method": "quantize.quantease", "params": {"bits": 3, "group_size": 64, "start": "gptq"}},),
         worse=({"method": "quantize.gptq", "params": {"bits": 3, "group_size": 64}},),
     ),

@@ -46,6 +46,8 @@ _HLQ = {"method": "quantize.hlq", "params": {"bits": 2, "group_size": 64}}
     passes=lambda params: 4 * params["samples"] * params["epochs"],
     claim=Claim(
         "Tuning the scales of 2-bit planes block by block loses less, at the same bytes",
+        whose="ours",
+        paper_says="ELUTQ tunes weights and scales of blocks, then scales of the model, on far more text.",
         better=(_HLQ, {"method": "recover.blocks"}),
         worse=(_HLQ,),
     ),

@@ -37,6 +37,7 @@ _EIGHT = (
     needs="norms",
     claim=Claim(
         "With 8-bit weights and activations, smoothing loses less than none",
+        whose="paper",
         better=({"method": "transform.smoothquant"}, *_EIGHT),
         worse=_EIGHT,
     ),
