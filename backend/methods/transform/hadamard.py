@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.errors import UserError
 from backend.inputs import Rotated
 from backend.parts import Dense
@@ -34,6 +35,7 @@ _FOUR = ({"method": "quantize.activations", "params": {"input_bits": 4}},)
 
 @method(
     paper="arXiv:2404.00456",
+    cost=Cost("round", 13),
     unties=True,
     claim=Claim(
         "With 4-bit activations, turning loses less than leaving the channels as they are",
