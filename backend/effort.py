@@ -1,10 +1,11 @@
-"""How much work the phases of a run are, counted from shapes alone."""
+"""How much work the phases of a run are, counted from shapes and from what methods say they cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from backend import plans
+from backend.costs import Cost
 from backend.models import ModelFacts
-from backend.recipe import Recipe
+from backend.recipe import Recipe, Stage
 from backend.registry import Tries, discover
 from backend.rules import needs_of
 
@@ -13,14 +14,17 @@ from backend.rules import needs_of
 _FIRST_RATES = {
     "pass": 2.5e-11,
     "gram": 1.2e-11,
-    "solve": 4e-12,
-    "plain": 2e-8,
+    "round": 3.8e-9,
+    "solve": 2.5e-11,
+    "svd": 1.2e-10,
     "score": 1.6e-11,
     "fixed": 5.0,
 }
 
 _FIRST_SPEED, _FIRST_WIDE = 390.0, 130.0
 _PRODUCTS = {"pass": 0.5, "score": 0.5, "gram": 1.0}
+# Comparing the scores with the dense model's takes longer than finding them.
+_DIVERGENCE = 1.2
 
 
 def first_rates(speed: float | None, wide: float | None) -> dict[str, float]:
@@ -34,18 +38,25 @@ def first_rates(speed: float | None, wide: float | None) -> dict[str, float]:
     return rates
 
 
+def rate_of(rates: Mapping[str, float], unit: str) -> float:
+    """Seconds per unit of work; a method's own unit costs what its kind does until runs say better."""
+    return rates.get(unit, rates[unit.split(" ")[0]])
+
+
 def work_units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float]]:
-    """(phase, unit, amount): how much of which work a run does; seconds are rate[unit] * amount."""
+    """(phase, unit, amount): how much of which work a run does; seconds are rate_of(rates, unit) * amount.
+
+    A unit is a kind of work, or a kind and the method that does it: `solve quantize.gptq`.
+    """
     methods = discover().methods
     tokens = recipe.calibration.samples * recipe.calibration.length
-    weights = sum(rows * inputs for rows, inputs in layout.layers.values())
+    weights = _weights(layout.layers.values())
     needs = needs_of(recipe)
     work: list[tuple[str, str, float]] = [("load", "fixed", 1.0)]
     if needs - {"nothing"}:
         work += [("outputs", "pass", tokens * weights), ("statistics", "pass", tokens * weights)]
     if needs & {"gram", "inputs"}:
-        squares = sum(max(shape) * min(shape) for shape in layout.layers.values())
-        work.append(("statistics", "gram", tokens * squares))
+        work.append(("statistics", "gram", tokens * _squares(layout)))
     for number, stage in enumerate(recipe.stages, start=1):
         covered = [shape for name, shape in layout.layers.items() if stage.covers(name)]
         phase = f"stage {number}, {stage.method}"
@@ -53,32 +64,43 @@ def work_units(recipe: Recipe, layout: ModelFacts) -> list[tuple[str, str, float
             work += [(phase, unit, amount) for unit, amount in _search(recipe, layout, number, tries)]
         elif passes := methods[stage.method].passes:
             tokens_passed = passes(stage.params) * recipe.calibration.length
-            work.append(
-                (phase, "pass", float(tokens_passed * sum(rows * inputs for rows, inputs in covered)))
-            )
-        elif methods[stage.method].needs == "gram":
-            work.append((phase, "solve", float(sum(rows * inputs * inputs for rows, inputs in covered))))
+            work.append((phase, f"pass {stage.method}", float(tokens_passed * _weights(covered))))
         else:
-            work.append((phase, "plain", float(sum(rows * inputs for rows, inputs in covered))))
-    scored = recipe.evaluation.windows * recipe.evaluation.length * layout.parameters
-    work.append(("perplexity", "score", scored * (2.2 if "divergence" in recipe.evaluation.metrics else 1.0)))
+            work.append((phase, *_made(stage, covered)))
+    scored = float(recipe.evaluation.windows * recipe.evaluation.length * layout.parameters)
+    work.append(("perplexity", "score", scored))
+    if "divergence" in recipe.evaluation.metrics:
+        work.append(("divergence", "score divergence", _DIVERGENCE * scored))
     work.append(("rest", "fixed", 6.0))
     return work
+
+
+def _weights(shapes: Iterable[tuple[int, int]]) -> int:
+    return sum(rows * inputs for rows, inputs in shapes)
+
+
+def _squares(layout: ModelFacts) -> int:
+    return sum(max(shape) * min(shape) for shape in layout.layers.values())
+
+
+def _made(stage: Stage, shapes: Iterable[tuple[int, int]]) -> tuple[str, float]:
+    """(unit, amount) of what a stage makes of linears of these shapes."""
+    cost = discover().methods[stage.method].cost or Cost("round")
+    unit = f"{cost.like} {stage.method}"
+    return unit, float(sum(cost.amount(rows, inputs, stage.params) for rows, inputs in shapes))
 
 
 def _search(recipe: Recipe, layout: ModelFacts, number: int, tries: Tries) -> Iterator[tuple[str, float]]:
     """(unit, amount) of making every value that stage `number` tries, and of running the model on windows."""
     methods, stage = discover().methods, recipe.stages[number - 1]
     shapes = layout.layers.values()
-    squares = sum(rows * inputs * inputs for rows, inputs in shapes)
-    weights = sum(rows * inputs for rows, inputs in shapes)
     tokens = recipe.calibration.samples * recipe.calibration.length
-    yield "gram", float(tokens * sum(max(shape) * min(shape) for shape in shapes))
-    yield "pass", float(tokens * weights)
+    yield "gram", float(tokens * _squares(layout))
+    yield "pass", float(tokens * _weights(shapes))
     after = [later.method for later in recipe.stages[number:]]
     count = len(plans.ways(after, stage.params["over"], tries(stage.params)))
     for later in recipe.stages[number:]:
-        solves = methods[later.method].needs == "gram"
-        yield ("solve", float(count * squares)) if solves else ("plain", float(count * weights))
+        unit, amount = _made(later, shapes)
+        yield unit, count * amount
     if scores := methods[stage.method].scores:
         yield "score", float(scores(stage.params) * recipe.calibration.length * layout.parameters)

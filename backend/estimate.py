@@ -2,8 +2,7 @@
 
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,12 @@ import pandas as pd
 from backend import plans
 from backend.artifacts import speeds
 from backend.effort import first_rates, work_units
-from backend.errors import UserError
+from backend.experience import PastRun, learned_rates, past_runs, seconds_of_work, seconds_off
 from backend.host import Host
 from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW, MIXTURE, PLAIN_BITS
 from backend.positions import mask_bytes
-from backend.recipe import Recipe, Stage, parse_recipe
+from backend.recipe import Recipe, Stage
 from backend.registry import Stored, discover
 from backend.rules import check_layers, needs_of, overruled, table_stages
 from backend.shrink import shrunk
@@ -39,7 +38,8 @@ class Estimate:
     twice, weigh at most that much.
     Seconds and peak memory are predictions.
 
-    seconds_error   median relative error of such predictions for the past runs on this machine, or None
+    seconds_error   median relative error of such predictions for the past runs on this machine, each learned
+                    from the others, or None
     peak_error      the same of the peak memory while compressing
     notes           what the model's folder holds that is not measured, and what a run leaves out
     """
@@ -70,11 +70,11 @@ def estimate(recipe: Recipe, host: Host, history: pd.DataFrame | None = None) ->
         check_text(text, host)
     linears, embeddings, rest, _, value_bits = _sizes(recipe, layout)
     dense = sum(size for _, size in whole.tensors.values())
-    rates, error, peak_error = _learned(history, host, first_rates(*speeds(whole, host)))
-    seconds = sum(rates[unit] * amount for _, unit, amount in work_units(recipe, layout))
+    past, first = past_runs(history, host), first_rates(*speeds(whole, host))
+    seconds = seconds_of_work(work_units(recipe, layout), learned_rates(past, first))
     return Estimate(
-        linears + embeddings + rest, linears, embeddings, rest, dense, seconds, error,
-        _peak(recipe, layout, dense, linears), peak_error,
+        linears + embeddings + rest, linears, embeddings, rest, dense, seconds,
+        _median(seconds_off(past, first)), _peak(recipe, layout, dense, linears), _median(_peaks_off(past)),
         _formula(recipe, value_bits, layout.tables),
         (*whole.notes, *overruled(recipe), *_pruned_twice(recipe, layout)),
     )  # fmt: skip
@@ -184,51 +184,17 @@ def _reads_text(recipe: Recipe) -> bool:
     return bool(needs_of(recipe) - {"nothing"})
 
 
-def _learned(
-    history: pd.DataFrame | None, host: Host, rates: dict[str, float]
-) -> tuple[Mapping[str, float], float | None, float | None]:
-    """Seconds per unit of work, and how far time and peak memory were off for past runs (median)."""
-    if history is None or history.empty:
-        return rates, None, None
-    seen: dict[str, list[float]] = defaultdict(list)
-    runs: list[tuple[list[tuple[str, str, float]], float]] = []
-    layouts: dict[str, ModelFacts] = {}
-    peaks: list[float] = []
-    for _, phases in history.groupby("run_id"):
-        try:
-            recipe = parse_recipe(str(phases["recipe"].iloc[0]))
-            layout = layouts.setdefault(recipe.model, facts(recipe.model, host))
-            layout = shrunk(layout, recipe.stages)
-            units = work_units(recipe, layout)
-        except (UserError, KeyError):
-            # A model that has gone, or a recipe of another version: it teaches nothing.
-            continue
-        taken = {
-            str(phase).removeprefix("compress."): float(value)
-            for phase, value in zip(phases["phase"], phases["seconds"], strict=True)
-        }
-        runs.append((units, sum(taken.values())))
-        peak = phases["peak_bytes"].iloc[0] if "peak_bytes" in phases else None
-        if peak and peak == peak:
-            linears, _, _, dense, _ = _sizes(recipe, layout)
-            peaks.append(abs(_peak(recipe, layout, dense, linears) / float(peak) - 1))
-        for phase, unit, amount in units:
-            alone = [other for other in units if other[0] == phase]
-            if phase in taken and len(alone) == 1 and unit != "fixed" and amount > 0:
-                seen[unit].append(taken[phase] / amount)
-    rates.update({unit: statistics.median(values) for unit, values in seen.items()})
-    fixed = [total - sum(rates[u] * a for _, u, a in units if u != "fixed") for units, total in runs]
-    if fixed:
-        rates["fixed"] = max(0.5, statistics.median(fixed) / 7)
-    errors = [
-        abs(sum(rates[unit] * amount for _, unit, amount in units) / total - 1)
-        for units, total in runs
-        if total > 0
-    ]
-    seconds_error, peak_error = (
-        statistics.median(off) if len(off) >= _FEWEST_RUNS else None for off in (errors, peaks)
-    )
-    return rates, seconds_error, peak_error
+def _median(errors: Sequence[float]) -> float | None:
+    return statistics.median(errors) if len(errors) >= _FEWEST_RUNS else None
+
+
+def _peaks_off(past: Sequence[PastRun]) -> list[float]:
+    found = []
+    for run in past:
+        if run.peak:
+            linears, _, _, dense, _ = _sizes(run.recipe, run.layout)
+            found.append(abs(_peak(run.recipe, run.layout, dense, linears) / run.peak - 1))
+    return found
 
 
 def _peak(recipe: Recipe, layout: ModelFacts, dense: int, linears: int) -> int:

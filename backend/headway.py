@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from backend.effort import first_rates, work_units
+from backend.effort import first_rates, rate_of, work_units
 from backend.models import ModelFacts
 from backend.parameters import PREDICTED_WINDOWS
 from backend.progress import SURVEY, WALK, Progress, Update
@@ -35,16 +35,16 @@ def parts_of(stages: Sequence[tuple[int, Stage]]) -> list[list[tuple[int, Stage]
 
 
 def seconds_of(
-    recipe: Recipe, layout: ModelFacts, speed: float | None = None, wide: float | None = None
+    recipe: Recipe, layout: ModelFacts, rates: Mapping[str, float] | None = None
 ) -> list[dict[str, float]]:
     """{what the updates of a part call their work: seconds, about}, in order, for each part of a recipe; the
-    speeds are those of `first_rates`."""
-    rates = first_rates(speed, wide)
+    rates are those of `rate_of`, without them those before any run."""
+    rates = rates or first_rates(None, None)
     methods = discover().methods
     phases: dict[str, dict[str, float]] = {}
     for phase, unit, amount in work_units(recipe, layout):
         spent = phases.setdefault(phase, {})
-        spent[unit] = spent.get(unit, 0.0) + rates[unit] * amount
+        spent[unit] = spent.get(unit, 0.0) + rate_of(rates, unit) * amount
     walked = sum(sum(phases.get(phase, {}).values()) for phase in ("outputs", "statistics"))
     found: list[dict[str, float]] = []
     for part in parts_of(list(enumerate(recipe.stages, start=1))):

@@ -29,7 +29,9 @@ from backend.artifacts import (
     stored_generation,
 )
 from backend.checkpoints import Checkpoints
+from backend.effort import first_rates
 from backend.errors import UserError
+from backend.experience import PastRun, learned_rates
 from backend.families import blocks_of
 from backend.feed import Feed
 from backend.fisher import weight_gradients
@@ -62,8 +64,17 @@ _PROBE_TOKENS, _PROBES = 64, 4
 
 
 @torch.inference_mode()
-def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress: Progress) -> Report:
+def compress(
+    recipe: Recipe,
+    host: Host,
+    artifact: Path,
+    scratch: Path,
+    progress: Progress,
+    past: Sequence[PastRun] = (),
+) -> Report:
     """Compress by all stages and write `artifact`; finished blocks in `scratch` are taken up, not done again.
+
+    What `past` runs took tells which share of the work a part is likely to be.
 
     Raises UserError for a recipe or model that cannot work; whatever `progress` raises stops the work.
     """
@@ -78,7 +89,8 @@ def compress(recipe: Recipe, host: Host, artifact: Path, scratch: Path, progress
         check_layers(recipe, last.layers, last.positions, last.tables)
         opened = load_model(layout, host)
         progress(Update("load", 1, 1, recipe.model))
-    headway = Headway(progress, seconds_of(recipe, last, *speeds(layout, host)))
+    rates = learned_rates(past, first_rates(*speeds(layout, host)))
+    headway = Headway(progress, seconds_of(recipe, last, rates))
     walk = Walk(recipe, layout, opened, host, scratch, headway, report)
     together = parts_of(list(enumerate(recipe.stages, start=1)))
     for at, part in enumerate(together):

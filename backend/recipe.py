@@ -200,6 +200,8 @@ def _words(stage: Stage, plan: plans.Plan, ruled: Collection[str] = ()) -> str:
     for name in sorted(chosen.keys() - told):
         spoken = name.replace("_", " ")
         words.append(spoken if chosen[name] is True else f"{spoken} {chosen[name]}")
+    if discover().methods[stage.method].inputs:
+        words.append("(simulated)")
     if stage.only:
         words.append(f"on {stage.only}")
     if skipping := plans.skipping(plan, stage.method):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 import backend.methods
 import backend.metrics
+from backend.costs import Cost
 from backend.parameters import aim_of
 from backend.sizes import Matrix
 from backend.views import Need
@@ -61,6 +62,7 @@ class Method:
     `needs` is what it must know of the inputs with its defaults; `asks` tells it for any parameters.
     `plans` names the parameter of later stages that it decides for each linear, unless its own `over` does.
     `passes` counts the passes of a sample through every block, a gradient counting as two more.
+    `cost` says how long a linear takes where nothing else tells; unsaid it is that of rounding.
     `tries` lists the values of it that a linear may get, `scores` how many windows the search runs.
     `keeps` counts the weights that pruning a linear [rows, inputs] by its sparsity leaves.
     `shrinks` says what layout is left by a method that makes the model itself smaller.
@@ -93,6 +95,7 @@ class Method:
     pads: bool = False
     follows: str | None = None
     empties: bool = False
+    cost: Cost | None = None
     asked: Asks | None = None
 
     def asks(self, params: Mapping[str, Any]) -> Need:
@@ -148,6 +151,7 @@ def method(
     pads: bool = False,
     follows: str | None = None,
     empties: bool = False,
+    cost: Cost | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark the one public function of a file in backend/methods/<kind>/ as the method of that name."""
 
@@ -156,7 +160,7 @@ def method(
             "paper": paper, "needs": needs, "claim": claim, "stored": stored, "plans": plans,
             "keeps": keeps, "unties": unties, "inputs": inputs, "tries": tries, "scores": scores,
             "passes": passes, "shrinks": shrinks, "pads": pads, "follows": follows,
-            "empties": empties,
+            "empties": empties, "cost": cost,
         }  # fmt: skip
         return fn
 
@@ -219,7 +223,7 @@ def build_method(kind: str, module: ModuleType) -> Method:
         module.__doc__ or "", facts["stored"],
         facts["plans"], facts["keeps"], facts["unties"], facts["inputs"], facts["tries"], facts["scores"],
         facts["passes"], facts["shrinks"], facts["pads"], facts["follows"], facts["empties"],
-        asked,
+        facts["cost"], asked,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class Report:
     calibration: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     plan: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    _within: float = 0.0
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take over the rows of the linears of some stages; notes get the mean of their curves."""
@@ -44,10 +45,13 @@ class Report:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
-        start = time.perf_counter()
+        """Add the time of the block to a phase; what a phase within it took is that one's alone."""
+        start, before = time.perf_counter(), self._within
+        self._within = 0.0
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        taken = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + taken - self._within
+        self._within = before + taken
         self.peak_bytes = peak_bytes(self.device)
 
     def told(self) -> dict[str, Any]:

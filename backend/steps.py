@@ -12,11 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from backend import budget
 from backend.artifacts import OpenModel, computed_wider, load_model, load_tokenizer, open_artifact
 from backend.evaluate import Subject, evaluate
+from backend.experience import past_runs
 from backend.export import export as export_artifact
 from backend.export import packed_path
 from backend.generate import write
@@ -38,13 +40,17 @@ _WRITING_THREADS = max(1, (os.cpu_count() or 1) // 4)
 _ANSWERS = 1
 
 
-def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:
-    """Make the artifact of a recipe; what is there already is not made again."""
+def compress(
+    recipe_json: str, digest: str, home: str, progress: Progress, history: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Make the artifact of a recipe; what is there already is not made again. `history` are rows of past runs
+    as of `past_runs`, which tell how far the work is."""
     # What was measured last would otherwise stay in memory beside the model that is compressed now.
     _shared_subject.cache_clear()
     host = Host.at(home)
+    past = past_runs(pd.DataFrame(list(history)), host)
     report = compress_model(
-        parse_recipe(recipe_json), host, artifact_path(host, digest), host.runs / digest, progress
+        parse_recipe(recipe_json), host, artifact_path(host, digest), host.runs / digest, progress, past
     )
     return {"artifact": str(artifact_path(host, digest)), **report.told()}
 

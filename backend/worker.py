@@ -31,6 +31,8 @@ from store.database import open_database
 
 # The artifact's format, not the code's hash: a new release goes on with what an old one began.
 APPLICATION_VERSION = "paretoscope-1"
+# So many runs before tell how long the parts of the next one take.
+_PAST_RUNS = 40
 _BEAT_SECONDS = 2.0
 
 
@@ -252,7 +254,8 @@ class Worker:
 
     def _compress_step(self, run_id: str) -> None:
         files.check_free(self.host.artifacts, 0)
-        made = self._call(run_id, 0, "compress", {})
+        history = results.recent_seconds(self.database, limit=_PAST_RUNS).to_dict("records")
+        made = self._call(run_id, 0, "compress", {"history": history})
         kept = ("artifact", "layers", "seconds")
         measurements.save_compression(
             self.database,

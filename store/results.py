@@ -41,6 +41,7 @@ _kept_windows: WeakKeyDictionary[
     Database, dict[str, tuple[int, dict[tuple[str, str], NDArray[np.float64]]]]
 ] = WeakKeyDictionary()
 _points_lock = Lock()
+_SIMULATED, _REAL = "simulated", "real"
 _PHASES = ["run_id", "model", "chain", "recipe", "worker", "finished", "peak_bytes", "phase", "seconds"]
 
 
@@ -119,6 +120,7 @@ def run(database: Database, run_id: str) -> dict[str, Any] | None:
 def points(database: Database) -> pd.DataFrame:
     """One row a run and text protocol that has numbers, with a column `METRIC` and `METRIC.stderr` a metric.
 
+    `speeds` says of a run's tokens per second that they are `simulated` or `real`, and nothing without any.
     `protocol` is equal where numbers may be compared. Sizes, memory and speed, which belong to the run, stand
     in each of its rows. Newest runs first.
     """
@@ -303,7 +305,7 @@ def _newer_points(database: Database, frame: pd.DataFrame, version: int) -> pd.D
         frame = frame[frame["id"].isin(there)]
     fresh = _wide(database, version).merge(described, on="id", how="inner")
     found = fresh if frame.empty else frame if fresh.empty else pd.concat([frame, fresh])
-    described_by = [*names, "protocol", "text", "computed"]
+    described_by = [*names, "protocol", "text", "computed", "speeds"]
     metrics = set(found.columns) - set(described_by)
     ordered = sorted(metrics, key=lambda name: (name.endswith(".stderr"), name))
     found = found.sort_values(["created", "id", "protocol"], ascending=[False, True, True], ignore_index=True)
@@ -328,6 +330,12 @@ def _wide(database: Database, version: int) -> pd.DataFrame:
         row.comparable: computed_as_stored(json.loads(row.stamp)) for row in protocols if row.comparable
     }
     run_ids, digests, metrics, values, errors = zip(*found, strict=True) if found else ((),) * 5
+    kinds = {row.digest: json.loads(row.stamp).get("simulated") for row in protocols}
+    speeds: dict[str, str] = {}
+    for run_id, digest, metric, *_ in found:
+        if metric.startswith("speed."):
+            # Of several measurements one that is simulated makes the run's row so.
+            speeds[run_id] = _SIMULATED if kinds[digest] else speeds.get(run_id, _REAL)
     runs_of, run_names = pd.factorize(np.array(run_ids, dtype=object))
     groups_of, groups = pd.factorize(np.array([comparable[digest] for digest in digests], dtype=object))
     metrics_of, metric_names = pd.factorize(np.array(metrics, dtype=object), sort=True)
@@ -360,6 +368,7 @@ def _wide(database: Database, version: int) -> pd.DataFrame:
                     "computed": [
                         stamps.get(group, {}).get("compute_dtype", "") for group in groups[row_groups]
                     ],
+                    "speeds": [speeds.get(run_id, "") for run_id in run_names[row_runs]],
                 },
                 dtype=object,
             ),

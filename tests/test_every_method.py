@@ -80,6 +80,14 @@ def test_every_parameter_says_what_it_is(found):
 
 
 @pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
+def test_says_what_a_linear_costs_and_by_which_parameters_as_they_are_by_default(found):
+    assert found.cost or found.passes
+    if found.cost:
+        defaults = found.params().model_dump()
+        assert found.cost.by == {name: defaults[name] for name in found.cost.by}
+
+
+@pytest.mark.parametrize("found", LAYER_METHODS, ids=ids)
 @pytest.mark.parametrize(("rows", "inputs"), [(48, 128), (1, 64), (160, 32)])
 def test_keeps_shapes_and_leaves_its_input_alone(found, rows, inputs):
     layer = base(found, random_layer(rows=rows, inputs=inputs)[0])

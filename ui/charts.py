@@ -64,6 +64,11 @@ _OTHERS = (
 AXES = {**COSTS, **QUALITIES, **{axis.metric: axis for axis in _OTHERS}}
 
 
+def is_speed(metric: str) -> bool:
+    """Whether a measurement is one that is simulated where weights are decoded first."""
+    return metric.startswith("speed.")
+
+
 def axis_of(metric: str, default: str) -> Axis:
     """The axis of a metric; a name that is none falls back."""
     if metric in AXES:

@@ -74,6 +74,7 @@ def _named(points: pd.DataFrame, name: str, value: str) -> pd.Series:
     if name == "is":
         states = {"broken": points["broken"].notna(), "sound": points["broken"].isna()}
         states["dense"] = points["chain"] == charts.DENSE
+        states["simulated"] = points["speeds"] == "simulated"
         if value not in states:
             raise UserError(say("explore.unknown_state", value=value[:40], states=", is:".join(states)))
         return states[value]

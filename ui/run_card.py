@@ -105,8 +105,10 @@ def _numbers(found: pd.DataFrame, run_id: str, dense_id: str, protocol: str) -> 
         if metric not in own.index:
             continue
         value, stderr = own.loc[metric, "value"], own.loc[metric, "stderr"]
-        if metric.startswith("speed.") and json.loads(own.loc[metric, "stamp"]).get("simulated"):
+        if charts.is_speed(metric) and json.loads(own.loc[metric, "stamp"]).get("simulated"):
             title += say("explore.simulated")
+            # The dense model's speed is a real one.
+            dense.pop(metric, None)
         lines.append(
             (
                 escape(title),

@@ -1,7 +1,7 @@
 """The trade-off plot of Explore as a plotly figure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal, get_args
 
@@ -61,14 +61,19 @@ def scatter(
     Runs of several models or protocols get a front each, and a symbol each.
     """
     table = _placed(points, x, y)
-    groups = (table["model"] + "|" + table["protocol"]).drop_duplicates().tolist()
+    x, y = (_flagged(axis, table) for axis in (x, y))
+    groups = table["_group"].drop_duplicates().tolist()
+    scopes = len(table[["model", "protocol"]].drop_duplicates())
     traces: list[Figure] = []
     told = pd.Series(DOMINATED, index=table.index)
     for group in groups:
-        own = table[(table["model"] + "|" + table["protocol"] == group) & table["broken"].isna()]
+        own = table[(table["_group"] == group) & table["broken"].isna()]
         told[own.index] = standing(own, x, y, windows or {})
         traces.append(_front_line(own[told[own.index] == FRONT], x, first=group == groups[0]))
     runs = table[table["broken"].isna() & (table["chain"] != DENSE)]
+    if scopes == 1:
+        # The dense model has a star of its own.
+        groups = runs["_group"].drop_duplicates().tolist()
     near = runs[told[runs.index] == WITHIN]
     if len(near) and len(windows or {}):
         traces.append(_halo(near))
@@ -90,7 +95,7 @@ def scatter(
         traces.append(_star(dense, told))
     if len(groups) > 1:
         traces += _legend_of(groups, table)
-    height = float(dense["_y"].iloc[0]) if len(dense) == 1 and len(groups) == 1 else None
+    height = float(dense["_y"].iloc[0]) if len(dense) == 1 and scopes == 1 else None
     return {
         "data": traces,
         "layout": layout(
@@ -117,7 +122,20 @@ def _placed(points: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
         _y=table[y.metric].astype(float) / y.scale,
         _error=table[f"{y.metric}.stderr"].astype(float) / y.scale,
     )
+    # Where no axis is a speed, nothing is simulated.
+    speeds = table["speeds"] if charts.is_speed(x.metric) or charts.is_speed(y.metric) else ""
+    table = table.assign(speeds=speeds).fillna({"speeds": ""})
+    table["_group"] = table["model"] + "|" + table["protocol"] + "|" + table["speeds"]
     return table[np.isfinite(table["_x"]) & np.isfinite(table["_y"])]
+
+
+def _flagged(axis: Axis, table: pd.DataFrame) -> Axis:
+    """The axis, its title saying whether speeds on it are simulated."""
+    simulated = table["speeds"] == "simulated"
+    if not charts.is_speed(axis.metric) or not simulated.any():
+        return axis
+    flag = say("explore.simulated") if simulated.all() else say("explore.partly_simulated")
+    return replace(axis, title=axis.title + flag)
 
 
 def _front_line(best: pd.DataFrame, x: Axis, first: bool) -> Figure:
@@ -178,7 +196,7 @@ def _natural(name: str) -> tuple[int, float, str]:
 
 def _symbols(runs: pd.DataFrame, kinds: Mapping[str, str], look: Look, groups: Sequence[str]) -> pd.Series:
     if len(groups) > 1:
-        numbers = [groups.index(f"{m}|{p}") for m, p in zip(runs["model"], runs["protocol"], strict=True)]
+        numbers = [groups.index(group) for group in runs["_group"]]
     elif look.symbol == "stages":
         numbers = [chain.count(" → ") for chain in runs["chain"]]
     elif look.symbol == "kind":
@@ -222,8 +240,10 @@ def _markers(
     }  # fmt: skip
     if axes is not None and crowded:
         trace["customdata"] = [
-            [run, short(chain, 60), _STANDINGS[place]]
-            for run, chain, place in zip(rows["id"], rows["chain"], told[rows.index], strict=True)
+            [run, short(chain, 60), _STANDINGS[place] + _SPEEDS.get(speeds, "")]
+            for run, chain, place, speeds in zip(
+                rows["id"], rows["chain"], told[rows.index], rows["speeds"], strict=True
+            )
         ]
         trace["hovertemplate"] = (
             f"<b>%{{customdata[1]}}</b><br>{axes[1].title}  %{{y:.4g}}<br>{axes[0].title}  %{{x:.4g}}<br>"
@@ -269,13 +289,14 @@ def _legend_of(groups: Sequence[str], table: pd.DataFrame) -> list[Figure]:
     """What each symbol stands for, where several models or protocols share a picture."""
     entries = []
     for number, group in enumerate(groups):
-        model, protocol = group.rsplit("|", 1)
-        own = table[(table["model"] == model) & (table["protocol"] == protocol)].iloc[0]
+        model, protocol, speeds = group.rsplit("|", 2)
+        own = table[table["_group"] == group].iloc[0]
         entries.append(
             {
                 "type": "scatter", "mode": "markers", "x": [None], "y": [None], "hoverinfo": "skip",
                 "name": escape(
                     f"{model}, {own['text'] or say('explore.no_text')}, {own['computed']} ({protocol[:4]})"
+                    + _SPEEDS.get(speeds, "")
                 ),
                 "marker": {
                     "symbol": charts.SYMBOLS[min(number, len(charts.SYMBOLS) - 1)], "color": "var(--ink-3)",
@@ -318,8 +339,10 @@ _DESCRIBED = (
         "recipe",
         "user",
         "sweep_id",
+        "speeds",
     ),
 )
+_SPEEDS = {"simulated": say("explore.speeds_simulated"), "real": say("explore.speeds_real")}
 _STANDINGS = {
     FRONT: say("explore.on_the_front"),
     WITHIN: say("explore.within_noise"),
@@ -347,9 +370,16 @@ def _facts(rows: pd.DataFrame, told: pd.Series) -> list[list[str]]:
                     if isinstance(broken, str)
                     else _STANDINGS[place]
                 )
+                + _SPEEDS.get(speeds, "")
             )
-            for model, text, finished, broken, place in zip(
-                rows["model"], rows["text"], rows["finished"], rows["broken"], told[rows.index], strict=True
+            for model, text, finished, broken, place, speeds in zip(
+                rows["model"],
+                rows["text"],
+                rows["finished"],
+                rows["broken"],
+                told[rows.index],
+                rows["speeds"],
+                strict=True,
             )
         ]
     )

@@ -9,7 +9,7 @@ import pandas as pd
 
 from store import results
 from store.database import Database
-from ui.charts import DENSE
+from ui.charts import DENSE, is_speed
 from ui.panel import card, table
 from ui.quantities import MISSING, TITLES, difference, is_number, measured
 from ui.texts import say
@@ -39,6 +39,11 @@ def numbers(database: Database, runs: Sequence[Mapping[str, Any]]) -> str:
     found = results.measurements(database, [*ids, dense_id] if dense_id else ids)
     # What has no text compares by the device alone, if it was measured on one.
     found["device"] = [json.loads(stamp).get("device", "") for stamp in found["stamp"]]
+    # As of `_cells`: of several measurements of a run the last one counts.
+    simulated = {
+        (run_id, metric): is_speed(metric) and bool(json.loads(stamp).get("simulated"))
+        for run_id, metric, stamp in zip(found["run_id"], found["metric"], found["stamp"], strict=True)
+    }
     own = found[found["run_id"] == ids[0]]
     like_first = found["comparable"].isin({*own["comparable"], ""})
     like_first &= found["device"].isin({*own["device"], ""})
@@ -51,19 +56,24 @@ def numbers(database: Database, runs: Sequence[Mapping[str, Any]]) -> str:
         if all(value is None for value, _ in cells.values()):
             continue
         line = [escape(title)]
-        best = _best([cells[run_id] for run_id in ids])
+        kinds = {column: simulated.get((column, metric), False) for column in columns}
+        # Decoded weights and what really runs are two things: neither beats the other.
+        mixed = len({kinds[run_id] for run_id in ids if cells[run_id][0] is not None}) > 1
+        best = None if mixed else _best([cells[run_id] for run_id in ids])
         for column in columns:
             value = cells[column][0]
-            told = measured(metric, value)
+            told = measured(metric, value) + (say("explore.simulated") if kinds[column] else "")
             if column == dense_id:
                 line.append(f'<span class="subtle">{told}</span>')
                 continue
             bold = ' class="best"' if value is not None and value == best and len(ids) > 1 else ""
-            against = (
-                [(difference(metric, value, cells[dense_id][0]), say("common.dense"))] if dense_id else []
-            )
-            if column != ids[0]:
-                against.append((difference(metric, value, cells[ids[0]][0]), say("compare.first")))
+            others = [(dense_id, say("common.dense"))] if dense_id else []
+            others += [(ids[0], say("compare.first"))] if column != ids[0] else []
+            against = [
+                (difference(metric, value, cells[other][0]), name)
+                for other, name in others
+                if kinds[other] == kinds[column]
+            ]
             notes = ", ".join(
                 say("compare.difference_to", difference=text, name=name)
                 for text, name in against

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from backend.errors import UserError
 from backend.progress import Progress, Update
 
 
-def compress(recipe_json: str, digest: str, home: str, progress: Progress) -> dict[str, Any]:
+def compress(
+    recipe_json: str, digest: str, home: str, progress: Progress, history: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Do what the recipe's model name says, and note the call."""
     _note(home, "compress", digest)
     _behave(json.loads(recipe_json)["model"], "compress", Path(home) / f"go-{digest[:12]}", progress)

@@ -288,3 +288,14 @@ def test_chains_tell_methods_of_one_name_apart():
     ]  # fmt: skip
     chain = parse_recipe(json.dumps(recipe(*stages))).chain()
     assert chain == "prune.blocks 2 → rtn 4-bit g64 → recover.blocks"
+
+
+def test_a_chain_says_that_rounded_activations_are_simulated():
+    def chain(**stage):
+        method = {"method": "quantize.activations", **stage}
+        recipe = {"model": "m", "stages": [method, {"method": "quantize.rtn", "params": {"bits": 4}}]}
+        return parse_recipe(recipe).chain()
+
+    assert chain() == "activations (simulated) → rtn 4-bit g64"
+    four = chain(params={"input_bits": 4}, only="*.mlp.*")
+    assert four == "activations input bits 4 (simulated) on *.mlp.* → rtn 4-bit g64"

@@ -57,6 +57,7 @@ def add_run(database: Database, row: tuple[Any, ...], status: str = "done", **as
     """Put one run into the store as a worker leaves it; its id."""
     stages, perplexity, kl, agreement, packed, broken = row
     stamp = asked.pop("stamp", STAMP)
+    decode, speed_stamp = asked.pop("decode", (11.3, {}))
     recipe = parse_recipe(
         {
             "model": MODEL,
@@ -90,7 +91,7 @@ def add_run(database: Database, row: tuple[Any, ...], status: str = "done", **as
         "size.rest": 70e3, "size.file": packed * 1e6 + 41_000,
         "size.bits_per_weight": (packed - 56.7) / 13.27,
         "size.bits_per_parameter": packed / 16.8, "memory.peak": packed * 3.1e6, "speed.prefill": 911.0,
-        "speed.decode": 11.3, "sanity.repetition": 0.04, "sanity.finite": 1.0,
+        "speed.decode": decode, "sanity.repetition": 0.04, "sanity.finite": 1.0,
     }  # fmt: skip
     layers = [
         {
@@ -108,7 +109,9 @@ def add_run(database: Database, row: tuple[Any, ...], status: str = "done", **as
         seconds={"compress": 31.5},
         report={},
     )
-    numbers += [number(name, value, {}) for name, value in sizes.items()]
+    numbers += [
+        number(name, value, speed_stamp if name == "speed.decode" else {}) for name, value in sizes.items()
+    ]
     measurements.save_measurements(
         database, run_id, measurements=numbers,
         series=[], seconds={"perplexity": 9.8, "divergence": 12.1}, broken=broken,

@@ -213,3 +213,32 @@ def test_protocols_that_share_a_picture_have_fronts_and_symbols_of_their_own(poi
         {symbol for second, symbol in symbols if not second}
     )
     assert "shapes" not in figure["layout"]
+
+
+def test_simulated_and_real_speeds_are_told_apart_on_axis_front_legend_and_hover(points, filled):
+    points = points.set_index("id").loc[filled[:6]].reset_index()
+    points["speed.decode"] = [50.0, 20.0, 21.0, 22.0, 30.0, 31.0]
+    points["speeds"] = ["real", *["simulated"] * 3, *["real"] * 2]
+    decode = charts.AXES["speed.decode"]
+    figure, _ = drawn(points, decode)
+    assert figure["layout"]["xaxis"]["title"]["text"] == "Decode (tokens/s), partly simulated"
+    fronts = [trace["x"] for trace in figure["data"] if trace["mode"] == "lines"]
+    # Of dense and two real ones; of three simulated ones.
+    assert len(fronts) == 2
+    assert all(len({x < 23 for x in front}) == 1 for front in fronts)
+    hovers = {point[0]: point[-1] for trace in figure["data"] for point in trace.get("customdata", ())}
+    assert {run: "speeds simulated" in hovers[run] for run in filled[:6]} == {
+        run: run in filled[1:4] for run in filled[:6]
+    }
+    assert all("speeds real" in hovers[run] for run in (filled[0], *filled[4:6]))
+    shapes = {
+        point[0]: shape
+        for trace in figure["data"]
+        if isinstance(trace.get("marker", {}).get("symbol"), list)
+        for point, shape in zip(trace["customdata"], trace["marker"]["symbol"], strict=True)
+    }
+    assert {shapes[run] for run in filled[1:4]}.isdisjoint({shapes[run] for run in filled[4:6]})
+    only = points[points["id"].isin(filled[1:4])]
+    assert drawn(only, decode)[0]["layout"]["xaxis"]["title"]["text"] == "Decode (tokens/s), simulated"
+    told = json.dumps(drawn(points)[0])
+    assert "simulated" not in told

@@ -125,3 +125,24 @@ def test_speeds_of_different_devices_are_not_set_against_each_other(jobs):
     assert "19" in page
     assert "or device than" in page
     assert "or device than" not in side_by_side.numbers(jobs.database, [runs[0], runs[2]])
+
+
+def test_simulated_and_real_speeds_are_not_set_against_each_other(jobs):
+    ids = []
+    for seed, (simulated, speed) in enumerate(((True, 10.0), (False, 20.0), (True, 12.0))):
+        decode = (speed, {"simulated": simulated})
+        run = made_up.add_run(jobs.database, made_up.RUNS[1], recipe={"seed": seed}, decode=decode)
+        ids.append(run)
+
+    def line(*chosen):
+        page = side_by_side.numbers(
+            jobs.database, [results.run(jobs.database, ids[number]) for number in chosen]
+        )
+        return page.split("Decode")[1].split("</tr>")[0]
+
+    mixed, alike = line(0, 1), line(0, 2)
+    assert mixed.count("tok/s, simulated") == 1
+    assert "%" not in mixed
+    assert "best" not in mixed
+    assert alike.count("tok/s, simulated") == 2
+    assert "+20.0 %" in alike

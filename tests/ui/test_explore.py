@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html import unescape
 
+import pandas as pd
 import pytest
 
 from backend.recipe import parse_recipe
@@ -314,3 +315,33 @@ def test_until_there_is_a_point_the_front_of_this_version_stands_there(jobs):
     assert {point[0] for point in facts} == {None}
     run = made_up.add_run(jobs.database, made_up.RUNS[1])
     assert run in explore.picture(jobs, {})
+
+
+@pytest.fixture
+def simulated(jobs, filled):
+    """The runs of two 2:4 models have real speeds as dense has, all others simulated ones: their ids."""
+    ids = [run for number, run in enumerate(filled) if number not in (0, 4, 5)]
+    for number, run in enumerate(ids):
+        own = [made_up.number("speed.decode", 20.0 + number, {"device": "cpu", "simulated": True})]
+        measurements.save_measurements(jobs.database, run, measurements=own)
+    return ids
+
+
+def test_a_filter_and_every_file_tell_simulated_speeds_from_real_ones(jobs, filled, simulated):
+    points = results.points(jobs.database)
+    found = visible(points, View(words="is:simulated"))
+    assert set(found["id"]) == set(simulated)
+    assert set(visible(points, View(words="speed.decode>1 -is:simulated"))["id"]) == set(filled) - set(
+        simulated
+    )
+    told = pd.read_csv(io.StringIO(run_table.as_csv(points))).set_index("id")["speeds"]
+    assert {run: told[run] == "simulated" for run in filled} == {run: run in simulated for run in filled}
+    assert {row["id"]: row["speeds"] for row in json.loads(run_table.as_json(points))} == told.to_dict()
+
+
+def test_a_simulated_speed_is_not_set_against_the_real_one_of_dense(jobs, filled, simulated):
+    points = results.points(jobs.database)
+    decode = run_card.card(jobs, simulated[0], points).split("Decode, simulated")[1].split("</tr>")[0]
+    assert "%" not in decode
+    real = run_card.card(jobs, filled[4], points).split("Decode")[1].split("</tr>")[0]
+    assert "same" in real

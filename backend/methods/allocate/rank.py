@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from backend.costs import Cost
 from backend.parameters import MOST_RANK, Rank
 from backend.registry import Claim, method
 from backend.sizes import Matrix, low_rank_bytes
@@ -37,6 +38,7 @@ _EORA = {"method": "compensate.eora", "params": {"rank": 64}}
 
 @method(
     paper="arXiv:2410.21271",
+    cost=Cost("svd", 1.8),
     needs="gram",
     plans="rank",
     claim=Claim(

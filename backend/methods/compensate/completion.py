@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from backend.costs import Cost
 from backend.errors import UserError
 from backend.parameters import FactorBits, Rank
 from backend.parts import Part, Sparse
@@ -37,6 +38,7 @@ _WANDA = {"method": "prune.wanda", "params": {"pattern": "2:4"}}
 
 @method(
     paper="arXiv:2302.11068",
+    cost=Cost("svd", 31, {"sweeps": 5}),
     needs="norms",
     follows="prune",
     claim=Claim(

@@ -13,6 +13,7 @@ weight, so look at the bytes and not at the rank.
 Liu et al., EoRA, arXiv 2410.21271, algorithm 1.
 """
 
+from backend.costs import Cost
 from backend.parameters import Energy, FactorBits, OwnText, Rank
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -25,6 +26,7 @@ _LEFT = "share of the missed output left, from rank 0 to that of the factors, no
 
 @method(
     paper="arXiv:2410.21271",
+    cost=Cost("svd", 1.8),
     needs="gram",
     claim=Claim(
         "EoRA repairs more of 2:4 pruning than a plain SVD of the error at the same rank",

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from backend.costs import Cost
 from backend.parameters import Energy, FactorBits, Rank
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -28,6 +29,7 @@ Scale = Annotated[Literal["mean_abs", "rms"], Field(description="What the size o
 
 @method(
     paper="arXiv:2402.02446",
+    cost=Cost("svd"),
     needs="norms",
     claim=Claim(
         "Weighting channels by their size repairs more than a plain SVD of the error at the same rank",

@@ -10,6 +10,7 @@ compensate.eora at the same rank.
 Yao et al., ZeroQuant-V2 (low-rank compensation), arXiv 2303.08302.
 """
 
+from backend.costs import Cost
 from backend.parameters import Energy, FactorBits, Rank
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -19,6 +20,7 @@ from backend.views import Layer
 
 @method(
     paper="arXiv:2303.08302",
+    cost=Cost("svd"),
     claim=Claim(
         "Adding a low-rank part for the error recovers quality that rounding lost, for its extra bytes",
         whose="paper",

@@ -8,6 +8,7 @@ direction counts alike, so a language model breaks at ratios that factorize.svdl
 baseline there. Wang et al., SVD-LLM (baseline "SVD"), arXiv 2403.07378.
 """
 
+from backend.costs import Cost
 from backend.parameters import KeptRatio
 from backend.parts import LowRank, Part
 from backend.registry import method
@@ -16,7 +17,7 @@ from backend.solvers.lowrank import truncated_error
 from backend.views import Layer
 
 
-@method(paper="arXiv:2403.07378", stored=factor_bytes)
+@method(paper="arXiv:2403.07378", cost=Cost("svd"), stored=factor_bytes)
 def svd(layer: Layer, *, ratio: KeptRatio = 0.8) -> tuple[Part, ...]:
     """Low-rank part in place of the weight so far."""
     weight = layer.now

@@ -11,6 +11,7 @@ form. Usable without training down to about 0.7 of the weights on large models, 
 Wang et al., SVD-LLM, arXiv 2403.07378, section 3.
 """
 
+from backend.costs import Cost
 from backend.parameters import KeptRatio
 from backend.parts import LowRank, Part
 from backend.registry import Claim, method
@@ -21,6 +22,7 @@ from backend.views import Layer
 
 @method(
     paper="arXiv:2403.07378",
+    cost=Cost("svd", 1.6),
     needs="gram",
     stored=factor_bytes,
     claim=Claim(

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.parameters import Pattern, Sparsity
 from backend.parts import Part, Sparse
 from backend.registry import Claim, method
@@ -48,6 +49,7 @@ _SEQUENCE = 2048
 
 @method(
     paper="arXiv:2310.08915",
+    cost=Cost("round", 65),
     needs="norms",
     keeps=kept_by_row,
     claim=Claim(

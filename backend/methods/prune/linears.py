@@ -11,12 +11,13 @@ Depth as one more level: Sieberling et al., EvoPress, arXiv 2410.14649, sections
 
 import torch
 
+from backend.costs import Cost
 from backend.parts import LowRank, Part
 from backend.registry import method
 from backend.views import Layer
 
 
-@method(paper="arXiv:2410.14649", empties=True)
+@method(paper="arXiv:2410.14649", cost=Cost("round"), empties=True)
 def linears(layer: Layer) -> tuple[Part, ...]:
     """Factors of rank 0."""
     rows, inputs = layer.weight.shape

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from backend.costs import Cost
 from backend.parameters import Pattern, Sparsity
 from backend.parts import Part, Sparse
 from backend.registry import method
@@ -31,7 +32,7 @@ def _keeps(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
     return kept_by_row(1, rows * inputs, params)
 
 
-@method(paper="arXiv:1506.02626", keeps=_keeps)
+@method(paper="arXiv:1506.02626", cost=Cost("round", 17), keeps=_keeps)
 def magnitude(
     layer: Layer, *, sparsity: Sparsity = 0.5, pattern: Pattern = "free", scope: Scope = "matrix"
 ) -> tuple[Part, ...]:

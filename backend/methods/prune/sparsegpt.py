@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.parameters import Damping, Pattern, Sparsity
 from backend.parts import Part, Sparse
 from backend.registry import Claim, method
@@ -33,6 +34,7 @@ def _keeps(rows: int, inputs: int, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2301.00774",
+    cost=Cost("solve", 1.7),
     needs="gram",
     keeps=_keeps,
     claim=Claim(

@@ -8,6 +8,7 @@ Works to about 50%; beyond that methods that also update the kept weights lose f
 Sun et al., Wanda, arXiv 2306.11695, equation 1.
 """
 
+from backend.costs import Cost
 from backend.parameters import Pattern, Sparsity
 from backend.parts import Part, Sparse
 from backend.registry import Claim, method
@@ -18,6 +19,7 @@ from backend.views import Layer
 
 @method(
     paper="arXiv:2306.11695",
+    cost=Cost("round", 12),
     needs="norms",
     keeps=kept_by_row,
     claim=Claim(

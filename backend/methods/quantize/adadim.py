@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.coded import Grid, groups_of
+from backend.costs import Cost
 from backend.parameters import ActOrder, Bits, Damping, GroupSize, Symmetric
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -36,6 +37,7 @@ Groups = Annotated[
 
 @method(
     paper="arXiv:2309.15531",
+    cost=Cost("solve", 2.6),
     needs="gram",
     stored=grid_bytes,
     claim=Claim(

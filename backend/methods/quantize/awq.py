@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.coded import Grid, grid_codes, groups_of
+from backend.costs import Cost
 from backend.parameters import Bits, GroupSize, Symmetric
 from backend.registry import Claim, method
 from backend.sizes import grid_bytes
@@ -34,6 +35,7 @@ Clipping = Annotated[bool, Field(description="Search where to clip each group")]
 
 @method(
     paper="arXiv:2306.00978",
+    cost=Cost("solve", 4.0, {"ratios": 20}),
     needs="gram",
     stored=grid_bytes,
     claim=Claim(

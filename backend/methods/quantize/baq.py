@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.mixed import MOST_LEVELS, Mixed, Ranges, code_bits
 from backend.parameters import ActOrder, Damping
 from backend.parts import Part
@@ -40,6 +41,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2506.05664",
+    cost=Cost("solve", 3.2),
     needs="gram",
     stored=_stored,
     claim=Claim(

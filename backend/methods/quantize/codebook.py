@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from backend.coded import SCALES_A_STEP, Codebook, groups_of
+from backend.costs import Cost
 from backend.parameters import GroupSize
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -75,6 +76,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2305.14314",
+    cost=Cost("round", 4.7),
     stored=_stored,
     pads=True,
     claim=Claim(

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.parameters import GroupSize
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -38,6 +39,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2402.11960",
+    cost=Cost("round", 51, {"rounds": 8}),
     stored=_stored,
     claim=Claim(
         "In the first block alone, planes fitted by least squares lose less than planes scaled by the range",

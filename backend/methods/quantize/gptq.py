@@ -10,6 +10,7 @@ Gains little at 4 bits and more; at 2 bits the result is usable only with small 
 Frantar et al., GPTQ, arXiv 2210.17323.
 """
 
+from backend.costs import Cost
 from backend.parameters import ActOrder, Bits, Damping, GroupSize, Symmetric
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -20,6 +21,7 @@ from backend.views import Layer
 
 @method(
     paper="arXiv:2210.17323",
+    cost=Cost("solve"),
     needs="gram",
     stored=grid_bytes,
     pads=True,

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.parameters import Damping, GroupSize
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -40,6 +41,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2510.19482",
+    cost=Cost("solve", 4.9, {"bits": 2}),
     needs="gram",
     stored=_stored,
     claim=Claim(

@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.coded import Grid, in_groups
+from backend.costs import Cost
 from backend.parameters import Bits, GroupSize
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -51,6 +52,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="https://mobiusml.github.io/hqq_blog/",
+    cost=Cost("round", 66, {"rounds": 20}),
     stored=_stored,
     pads=True,
     claim=Claim(

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.coded import groups_of, stored_scale
+from backend.costs import Cost
 from backend.floating import Float
 from backend.parameters import Bits, GroupSize
 from backend.parts import Part
@@ -48,6 +49,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2310.16836",
+    cost=Cost("solve", 7.8, {"search": 16, "rounds": 2}),
     needs="gram",
     stored=_stored,
     pads=True,

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.coded import Grid, groups_of
+from backend.costs import Cost
 from backend.parameters import Bits, GroupSize, Symmetric
 from backend.parts import Outliers, Part
 from backend.registry import Claim, method
@@ -49,6 +50,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2309.01885",
+    cost=Cost("solve", 20, {"sweeps": 30}),
     needs="gram",
     stored=_stored,
     pads=True,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backend.coded import Grid, groups_of
+from backend.costs import Cost
 from backend.parameters import Bits, GroupSize, Symmetric
 from backend.parts import Part
 from backend.registry import method
@@ -35,7 +36,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
     return float_zero_bytes(matrix, params) if free else grid_bytes(matrix, params)
 
 
-@method(paper="arXiv:2210.17323", stored=_stored, pads=True)
+@method(paper="arXiv:2210.17323", cost=Cost("round"), stored=_stored, pads=True)
 def rtn(
     layer: Layer,
     *,

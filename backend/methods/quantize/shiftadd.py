@@ -29,6 +29,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.parameters import GROUPED_ROW, Damping
 from backend.parts import Part
 from backend.registry import Claim, method
@@ -99,6 +100,7 @@ def _stored(matrix: Matrix, params: Mapping[str, Any]) -> int:
 
 @method(
     paper="arXiv:2406.05981",
+    cost=Cost("solve", 6.4, {"bits": 2}),
     needs="gram",
     stored=_stored,
     claim=Claim(

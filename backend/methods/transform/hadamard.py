@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.costs import Cost
 from backend.errors import UserError
 from backend.inputs import Rotated
 from backend.parts import Dense
@@ -35,6 +36,7 @@ _SIX = {"method": "quantize.activations", "params": {"input_bits": 6}}
 
 @method(
     paper="arXiv:2404.00456",
+    cost=Cost("round", 13),
     unties=True,
     claim=Claim(
         "With 6-bit activations, turning loses less than smoothing the channels",

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from backend.costs import Cost
 from backend.errors import UserError
 from backend.registry import Claim, method
 from backend.solvers.folding import divide_feed, feed_of, set_weight, weight_of
@@ -34,6 +35,7 @@ _EIGHT = (
 
 @method(
     paper="arXiv:2211.10438",
+    cost=Cost("round", 2),
     needs="norms",
     claim=Claim(
         "With 8-bit weights and activations, smoothing loses less than none",
