@@ -55,7 +55,7 @@ def test_an_operation_on_one_linear_is_measured_beside_its_prediction(page: Page
 
 def test_a_view_of_explore_filters_holds_and_saves(page: Page, served):
     visit(page, of(served, "budget"))
-    page.get_by_role("button", name="Verify 6 along the line").click()
+    page.get_by_role("button", name="Verify 8 along the line").click()
     expect(page.locator("#verify-card")).to_contain_text("queued")
     visit(page, f"{served.address}/?colour=family&find=" + "is:sound")
     row = page.locator("#runs tbody tr").first
