@@ -94,8 +94,10 @@ def evolve(
             rivals = [*children, parent] if last else children
             drawn = torch.randperm(windows, generator=rng)[: chosen.windows].tolist()
             lost = [_finite(loss(plan, drawn)) for plan in rivals]
-            # At equal losses the parent goes last and a child goes on: what costs nothing may drift.
-            order = sorted(range(len(rivals)), key=lost.__getitem__)
+            sizes = [_bytes(plan, level_bytes) for plan in rivals]
+            # At equal losses the smaller one goes on: what does nothing takes no bytes from others. At equal
+            # bytes as well the parent goes last, so that what makes no difference may drift.
+            order = sorted(range(len(rivals)), key=lambda at: (lost[at], sizes[at]))
             children = [rivals[at] for at in order[: 1 if last else chosen.survivors]]
             best = lost[order[0]]
         parent = children[0]

@@ -197,3 +197,15 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been():
     assert [len(losses) for losses in told] == [*range(1, 9), *range(8, 21)]
     # Twelve generations of four children, two of them and the parent again.
     assert len(measured) <= 12 * (4 + 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_makes_no_difference_takes_no_bytes(seed):
+    # A half of two linears that may go, beside others: only what the others get is felt.
+    sizes = ((0, 8, 16), (0, 8, 16), (0, 8, 16), (0, 8, 16))
+    found = evolve(
+        (1, 1, 1, 1), sizes, lambda plan, windows: -float(min(plan[2], 1) + min(plan[3], 1)),
+        windows=1, generations=40, offspring=8, rounds=(Selection(1, 1),), rng=generator(seed),
+        halves=((0, 1),),
+    ).plan  # fmt: skip
+    assert found == [0, 0, 1, 1]

@@ -89,11 +89,7 @@ def test_a_search_leaves_out_what_does_nothing_and_spends_its_bytes(host, tmp_pa
     parts, base = read_parts(artifact), read_parts(plain)
     assert size(parts) <= size(base)
     left_out = {name for name in parts if gone(parts[name])}
-    idle_linears = {f"model.layers.2.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")}
-    # To the search it is all one whether such a linear comes back, as long as the bytes allow it.
-    assert len(idle_linears & left_out) >= 2
-    predicted = read_parts(made(idle, host, tmp_path, mixture("fisher"), OUT, RTN)[0])
-    assert idle_linears <= {name for name in predicted if gone(predicted[name])}
+    assert {f"model.layers.2.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")} <= left_out
     assert apart(idle, artifact, host) < 0.5 * apart(idle, plain, host)
     # What it found is an ordinary recipe, and stores the same.
     again = asked(idle, tmp_path, search(), OUT, RTN).with_plan(report.plan)
