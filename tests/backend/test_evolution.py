@@ -200,12 +200,15 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_makes_no_difference_takes_no_bytes(seed):
-    # A half of two linears that may go, beside others: only what the others get is felt.
-    sizes = ((0, 8, 16), (0, 8, 16), (0, 8, 16), (0, 8, 16))
-    found = evolve(
-        (1, 1, 1, 1), sizes, lambda plan, windows: -float(min(plan[2], 1) + min(plan[3], 1)),
-        windows=1, generations=40, offspring=8, rounds=(Selection(1, 1),), rng=generator(seed),
-        halves=((0, 1),),
-    ).plan  # fmt: skip
-    assert found == [0, 0, 1, 1]
+def test_where_nothing_differs_in_loss_no_plan_takes_more_bytes_than_the_one_before(seed):
+    sizes, taken = ((0, 1, 9, 10),) * 6, []
+
+    def told(generation, plan, losses):
+        taken.append(sum(row[level] for row, level in zip(sizes, plan, strict=True)))
+
+    evolve(
+        (2, 2, 1, 1, 1, 1), sizes, lambda plan, windows: 1.0, windows=1, generations=30, offspring=6,
+        rounds=(Selection(1, 1),), rng=generator(seed), told=told, budget=60,
+    )  # fmt: skip
+    assert taken == sorted(taken, reverse=True)
+    assert taken[-1] < 22
