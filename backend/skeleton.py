@@ -8,9 +8,18 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from backend.errors import UserError
+
+
+# What transformers raises for numbers that make no model: its own validation, or the arithmetic and the layers
+# that run into them. Anything else, as a lack of memory, is not the configuration's fault.
+_WRONG = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+    StrictDataclassError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,7 @@ def _built(config: str, model: str) -> Skeleton:
         made = CONFIG_MAPPING[model_type].from_dict(told)
         with torch.device("meta"):
             built: Any = AutoModelForCausalLM.from_config(made)
-    # A configuration of someone else's making: whatever is wrong with it ends here, as its fault.
-    except Exception as error:
+    except _WRONG as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(f"model {model}: config.json makes no {model_type} model ({reason})") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}

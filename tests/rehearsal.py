@@ -142,7 +142,8 @@ class Rehearsal(TorchDispatchMode):
             # What changed in place is the same tensor afterwards.
             found = wrappers.get(id(one))
             if found is not None and found.shape != one.shape:
-                raise NotImplementedError(f"{func}: changes a shape in place")
+                # A wrapper keeps the shape that it was made with: going on would give wrong values.
+                raise RuntimeError(f"{func}: a tensor of the rehearsal cannot change its shape in place")
             return OnDevice(one) if found is None else found
 
         return _mapped(wrapped, out)

@@ -66,6 +66,12 @@ def test_a_context_of_a_device_means_the_real_functions_again_afterwards():
         assert torch.as_tensor([1.0]).is_meta
 
 
+@pytest.mark.parametrize("act", [lambda a: a.unsqueeze_(0), lambda a: a.t_(), lambda a: a.squeeze_()])
+def test_a_change_of_shape_in_place_is_refused_and_never_half_done(act):
+    with rehearsal(), pytest.raises(RuntimeError, match="cannot change its shape in place"):
+        act(torch.ones(1, 4, device="cuda"))
+
+
 def _refused(act):
     with rehearsal(), pytest.raises(RuntimeError, match="same device"):
         act(torch.ones(4, 4, device="cuda"), torch.ones(4, 4))
