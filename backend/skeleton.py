@@ -13,9 +13,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from backend.errors import UserError
 
-
-# What transformers raises for numbers that make no model: its own validation, or the arithmetic and the layers
-# that run into them. Anything else, as a lack of memory, is not the configuration's fault.
+# What transformers raises for numbers that make no model: its own validation, or the arithmetic and the
+# layers that run into them. Anything else, as a lack of memory, is not the configuration's fault.
 _WRONG = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
     StrictDataclassError,

@@ -8,6 +8,7 @@ import pytest
 
 from app import main as app
 from bench import gpu
+from tests.gpu import test_methods
 from tests.rehearsal import rehearsal
 
 SMALL = ["--shape", "tiny", "--samples", "4", "--length", "32", "--product", "64"]
@@ -35,6 +36,12 @@ def test_every_chain_has_a_row_and_answers_like_those_of_the_cpu(capsys):
     assert [name for name, _ in apart] == list(gpu.CHAINS)
     assert all(float(far) < 0.05 for _, far in apart)
     assert out.endswith("s in all\n")
+
+
+@pytest.mark.parametrize("name", test_methods.METHODS)
+def test_what_is_asked_of_a_real_gpu_can_be_asked(name):
+    with rehearsal():
+        test_methods.test_a_layer_loses_on_the_gpu_what_it_loses_on_the_cpu(name)
 
 
 def test_chains_that_do_not_fit_the_time_are_left_out_and_named(capsys):

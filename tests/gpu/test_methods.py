@@ -1,6 +1,7 @@
 """What only a real GPU can show: its numbers are those of the CPU, and nothing mixes devices there either.
 
-Everything else is rehearsed on the CPU, see tests/rehearsal.py.
+Everything else is rehearsed on the CPU, see tests/rehearsal.py, and so is that these tests can run at all
+(tests/test_bench_gpu.py).
 """
 
 import pytest
@@ -15,7 +16,9 @@ from bench import gpu
 from tests.layers import after, output_error, random_layer
 from tests.synchronisations import on_device
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="its numbers are those of a CUDA device; rehearsed without one"
+)
 
 METHODS = {
     "gptq": lambda layer: gptq(layer, bits=4, group_size=32),
