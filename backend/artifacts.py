@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from backend.checkpoint_files import generation_rules
 from backend.errors import UserError
+from backend.facts import ModelFacts, facts
 from backend.families import Family, family_of
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import ModelFacts, facts, fingerprint, generation_rules, locate, replace_file
+from backend.models import fingerprint, locate
 from backend.parts import Part, combined, rebuild
 from backend.precision import compute_dtype, compute_in, computed_in, known_speeds, name_of
 from backend.readout import Bounds, Readout
 from backend.shared import SharedHead, SharedRows
+from backend.whole_files import replace_file
 
 FORMAT = "paretoscope-1"
 # Room left on the disk for the databases and the log when an artifact is written.

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from backend.artifacts import load_model, load_tokenizer
 from backend.errors import UserError
+from backend.facts import facts
 from backend.fisher import LENGTH, WINDOWS, sensitivities
 from backend.host import Host
 from backend.levels import Level, build, recipe_of, standard, weights
-from backend.models import facts
 from backend.progress import Progress
 from backend.recipe import Calibration, Recipe
 from backend.solvers import student

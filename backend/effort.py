@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from backend import plans
 from backend.costs import Cost
-from backend.models import ModelFacts
+from backend.facts import ModelFacts
 from backend.recipe import Recipe, Stage
 from backend.registry import Tries, discover
 from backend.rules import needs_of

@@ -12,8 +12,8 @@ from backend import plans
 from backend.artifacts import speeds
 from backend.effort import first_rates, work_units
 from backend.experience import PastRun, learned_rates, past_runs, seconds_of_work, seconds_off
+from backend.facts import ModelFacts, facts
 from backend.host import Host
-from backend.models import ModelFacts, facts
 from backend.parameters import GROUPED_ROW, MIXTURE, PLAIN_BITS
 from backend.positions import mask_bytes
 from backend.recipe import Recipe, Stage

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from backend.artifacts import OpenModel, is_whole, load_model, load_tokenizer, open_artifact
 from backend.errors import UserError
+from backend.facts import facts
 from backend.host import Host
-from backend.models import facts
 from backend.precision import name_of, widen_in_calls
 from backend.progress import Progress, Update
 from backend.proof import first_overflow, overflow

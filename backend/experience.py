@@ -10,8 +10,8 @@ import pandas as pd
 
 from backend.effort import rate_of, work_units
 from backend.errors import UserError
+from backend.facts import ModelFacts, facts
 from backend.host import Host
-from backend.models import ModelFacts, facts
 from backend.recipe import Recipe, parse_recipe
 from backend.shrink import shrunk
 

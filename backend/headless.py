@@ -18,9 +18,9 @@ from backend.claims import recipes as claim_recipes
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.export import export as export_artifact
+from backend.facts import facts
 from backend.host import Host, check_local
 from backend.identity import run_digest, with_absolute_paths
-from backend.models import facts
 from backend.progress import Progress, Update
 from backend.recipe import Recipe, parse_recipe
 from backend.registry import discover

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from backend.effort import first_rates, rate_of, work_units
-from backend.models import ModelFacts
+from backend.facts import ModelFacts
 from backend.parameters import PREDICTED_WINDOWS
 from backend.progress import SURVEY, WALK, Progress, Update
 from backend.recipe import Recipe, Stage

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from backend.documents import FILE
 from backend.host import Host, check_local
-from backend.models import file_digest, fingerprint
+from backend.models import fingerprint
 from backend.recipe import Recipe
+from backend.whole_files import file_digest
 
 
 def run_digest(recipe: Recipe, host: Host) -> str:

@@ -22,9 +22,9 @@ from pydantic import ValidationError
 from backend.engine import enqueue_generation, enqueue_run, enqueue_task, prepare_queue, workflow_id
 from backend.errors import UserError
 from backend.export import formats, packed_path
+from backend.facts import facts
 from backend.host import Host
 from backend.identity import run_digest, with_absolute_paths
-from backend.models import facts
 from backend.recipe import Recipe, sentence_of
 from backend.rules import check_layers
 from backend.sampling import Sampling, printable

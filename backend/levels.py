@@ -19,8 +19,8 @@ from backend import plans
 from backend.artifacts import load_model
 from backend.checkpoints import Checkpoints
 from backend.errors import UserError
+from backend.facts import facts
 from backend.host import Host
-from backend.models import facts
 from backend.parameters import GROUPED_ROW
 from backend.parts import Part, combined
 from backend.pipeline import Walk

@@ -28,17 +28,19 @@ from backend.artifacts import (
     stored_config,
     stored_generation,
 )
+from backend.checkpoint_files import generation_rules
 from backend.checkpoints import Checkpoints
 from backend.effort import first_rates
 from backend.errors import UserError
 from backend.experience import PastRun, learned_rates
+from backend.facts import ModelFacts, facts
 from backend.families import blocks_of
 from backend.feed import Feed
 from backend.fisher import weight_gradients
 from backend.headway import Headway, parts_of, seconds_of
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import ModelFacts, facts, generation_rules, locate
+from backend.models import locate
 from backend.padding import applied
 from backend.parts import Input, Part, gone, inputs_of
 from backend.precision import name_of

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from backend.families import Family, blocks_of
 from backend.host import Host
-from backend.models import replace_file
+from backend.whole_files import replace_file
 
 WIDE = torch.float32
 # Shape of the product and of the attention that are timed: [tokens, in] times [in, out], heads of 64.

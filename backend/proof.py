@@ -12,10 +12,10 @@ from torch import Tensor
 
 from backend.artifacts import OpenModel
 from backend.errors import UserError
+from backend.facts import ModelFacts
 from backend.families import blocks_of
 from backend.feed import Feed
 from backend.host import Host
-from backend.models import ModelFacts
 from backend.precision import computed_as, name_of
 from backend.progress import silent
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import UserError
+from backend.facts import ModelFacts
 from backend.families import Family, blocks_of
-from backend.models import ModelFacts
 from backend.recipe import Stage
 from backend.registry import discover
 

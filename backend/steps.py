@@ -21,9 +21,9 @@ from backend.evaluate import Subject, evaluate
 from backend.experience import past_runs
 from backend.export import export as export_artifact
 from backend.export import packed_path
+from backend.facts import facts
 from backend.generate import write
 from backend.host import Host
-from backend.models import facts
 from backend.pipeline import compress as compress_model
 from backend.progress import Progress, Update
 from backend.reading import MOST_TOKENS, ids_of

@@ -12,10 +12,10 @@ from torch import Tensor
 from backend.artifacts import OpenModel, load_model, load_tokenizer, replace_module
 from backend.errors import UserError
 from backend.evaluate import compare_logits, final_states
+from backend.facts import facts
 from backend.generate import greedy
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import facts
 from backend.pipeline import Walk
 from backend.precision import widened
 from backend.progress import Progress, Update

@@ -22,10 +22,10 @@ from backend.artifacts import computed_wider, replace_module
 from backend.checkpoints import Checkpoints
 from backend.depth import HALVES, members
 from backend.evaluate import divergence, final_states
+from backend.facts import ModelFacts
 from backend.fisher import LENGTH, WINDOWS, sensitivities
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import ModelFacts
 from backend.parameters import aim_of
 from backend.parts import before_inputs, gone
 from backend.progress import Update

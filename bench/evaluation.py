@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from backend.artifacts import load_model, load_tokenizer
 from backend.assets import EMBEDDED_MODEL
 from backend.evaluate import final_states, token_losses
+from backend.facts import facts
 from backend.host import Host
-from backend.models import facts, locate
+from backend.models import locate
 from backend.precision import compute_dtype, name_of
 from backend.text import evaluation
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from backend.artifacts import load_model, load_tokenizer, replace_module
 from backend.assets import EMBEDDED_MODEL
+from backend.facts import facts
 from backend.families import blocks_of
 from backend.host import Host
 from backend.linear import CompressedLinear
 from backend.methods.quantize.gptq import gptq
-from backend.models import facts
 from backend.parts import combined
 from backend.report import relative_error
 from backend.statistics import Gatherer

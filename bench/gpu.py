@@ -27,10 +27,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.artifacts import OpenModel, device_of
 from backend.errors import UserError
 from backend.evaluate import final_states, token_losses
+from backend.facts import ModelFacts
 from backend.families import family_of
 from backend.headway import parts_of
 from backend.host import Host
-from backend.models import ModelFacts
 from backend.pipeline import Walk
 from backend.precision import name_of
 from backend.progress import silent

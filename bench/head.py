@@ -14,9 +14,9 @@ from torch import nn
 
 from backend.artifacts import load_model
 from backend.assets import EMBEDDED_MODEL
+from backend.facts import facts
 from backend.host import Host
 from backend.linear import CompressedLinear
-from backend.models import facts
 from backend.parts import LowRank
 from backend.shared import SharedHead, SharedRows
 

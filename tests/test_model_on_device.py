@@ -10,10 +10,10 @@ from backend import budget, footprint, surgery
 from backend.artifacts import load_model, load_tokenizer, open_artifact
 from backend.evaluate import Subject, evaluate
 from backend.export import export, formats
+from backend.facts import facts
 from backend.generate import greedy, write
 from backend.host import Host
 from backend.levels import DENSE, Level
-from backend.models import facts
 from backend.pipeline import compress
 from backend.progress import silent
 from backend.reading import read

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from backend.budget import Budget
+from backend.facts import ModelFacts
 from backend.levels import choice_of
-from backend.models import ModelFacts
 from backend.recipe import parse_recipe
 from store import results
 from store.database import Database

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from backend.artifacts import exported_with, read_metadata
 from backend.host import Host
-from backend.models import replace_file
+from backend.whole_files import replace_file
 
 
 def export(artifact: Path, folder: Path, host: Host) -> None:

@@ -11,7 +11,7 @@ size.bits_per_parameter  8 * packed / original parameters of the model
 
 from backend.artifacts import tensor_sizes
 from backend.evaluate import Measured, Result, Subject
-from backend.models import facts
+from backend.facts import facts
 from backend.registry import metric
 
 

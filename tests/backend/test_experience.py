@@ -12,8 +12,8 @@ from backend.costs import Cost
 from backend.effort import first_rates, work_units
 from backend.estimate import estimate
 from backend.experience import PastRun, learned_rates, seconds_of_work, seconds_off
+from backend.facts import facts
 from backend.headway import seconds_of
-from backend.models import facts
 from backend.recipe import parse_recipe
 from backend.report import Report
 from tests.tiny import make_model, make_text

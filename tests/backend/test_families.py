@@ -10,8 +10,8 @@ from backend.artifacts import compressed_modules, open_artifact, read_parts
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.evaluate import Subject, evaluate
+from backend.facts import facts
 from backend.families import FAMILIES
-from backend.models import facts
 from backend.pipeline import compress
 from backend.progress import silent
 from backend.recipe import parse_recipe

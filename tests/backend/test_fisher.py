@@ -6,8 +6,8 @@ from torch import nn
 
 from backend import fisher
 from backend.artifacts import load_model
+from backend.facts import facts
 from backend.fisher import sensitivities
-from backend.models import facts
 from backend.progress import silent
 from tests.tiny import make_model
 

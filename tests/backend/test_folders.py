@@ -14,7 +14,7 @@ from backend.errors import UserError
 from backend.estimate import estimate
 from backend.evaluate import Subject, evaluate
 from backend.export import export
-from backend.models import facts
+from backend.facts import facts
 from backend.pipeline import compress
 from backend.progress import silent
 from backend.proof import prove_walk

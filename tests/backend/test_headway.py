@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
+from backend.facts import facts
 from backend.headway import Headway, parts_of, seconds_of
-from backend.models import facts
 from backend.pipeline import compress
 from backend.progress import Update
 from backend.recipe import parse_recipe

@@ -8,11 +8,13 @@ from huggingface_hub.errors import NotASafetensorsRepoError, RepositoryNotFoundE
 from safetensors.torch import load_file, save_file
 
 import backend.models
+from backend import checkpoint_files
 from backend.artifacts import load_model
 from backend.errors import UserError
+from backend.facts import facts
 from backend.host import Host
 from backend.identity import run_digest
-from backend.models import facts, fingerprint, fingerprint_of
+from backend.models import fingerprint, fingerprint_of
 from backend.recipe import parse_recipe
 from tests.tiny import make_model, make_text
 
@@ -41,7 +43,7 @@ def hub(tmp_path, monkeypatch):
             return SimpleNamespace(sha=COMMIT)
 
         def get_safetensors_metadata(self, model, revision):
-            _, entries = backend.models._header(snapshot / "model.safetensors", model)
+            _, entries = checkpoint_files.read_header(snapshot / "model.safetensors", model)
             tensors = {name: SimpleNamespace(**entry) for name, entry in entries.items()}
             return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
 
@@ -53,9 +55,9 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(backend.models, "HfApi", Api)
     monkeypatch.setattr(backend.models, "snapshot_download", no_download)
     monkeypatch.setattr(backend.models, "hf_hub_download", lambda model, name, revision: str(snapshot / name))
-    backend.models._hub_layout.cache_clear()
+    backend.models.hub_layout.cache_clear()
     yield snapshot
-    backend.models._hub_layout.cache_clear()
+    backend.models.hub_layout.cache_clear()
 
 
 def test_a_hub_model_is_looked_at_without_fetching_its_weights(hub, host):

@@ -13,7 +13,8 @@ import backend.artifacts
 import backend.pipeline
 from backend.artifacts import open_artifact, read_parts
 from backend.errors import UserError
-from backend.models import facts, fingerprint
+from backend.facts import facts
+from backend.models import fingerprint
 from backend.parts import combined
 from backend.pipeline import compress
 from backend.progress import silent

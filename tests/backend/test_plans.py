@@ -9,7 +9,7 @@ from backend.artifacts import read_parts, tensor_sizes
 from backend.coded import Grid
 from backend.errors import UserError
 from backend.estimate import estimate
-from backend.models import facts
+from backend.facts import facts
 from backend.parts import Sparse, combined
 from backend.pipeline import compress
 from backend.progress import silent

@@ -18,10 +18,10 @@ from backend.artifacts import OpenModel, load_model, open_artifact
 from backend.effort import first_rates
 from backend.errors import UserError
 from backend.evaluate import Subject, evaluate
+from backend.facts import facts
 from backend.families import blocks_of
 from backend.feed import Feed
 from backend.host import Host
-from backend.models import facts
 from backend.pipeline import compress
 from backend.precision import all_widened, compute_dtype, known_products, products
 from backend.progress import silent

@@ -7,8 +7,8 @@ import torch
 
 from backend.artifacts import load_model
 from backend.errors import UserError
+from backend.facts import facts
 from backend.families import FAMILIES
-from backend.models import facts
 from backend.shrink import few_blocks
 from backend.solvers.folding import check_folding
 from tests.methods.models import made

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from backend.errors import UserError
+from backend.facts import facts
 from backend.families import FAMILIES, blocks_of
-from backend.models import facts
 from backend.shrink import drop_blocks, keep_units, narrower, unit_sums, units_of, without_blocks
 from tests.methods.models import IDS
 from tests.tiny import CONFIGS, make_model

@@ -10,8 +10,8 @@ from backend.artifacts import open_artifact, read_parts, tensor_sizes
 from backend.errors import UserError
 from backend.estimate import estimate
 from backend.export import export
+from backend.facts import facts
 from backend.families import FAMILIES
-from backend.models import facts
 from backend.pipeline import compress
 from backend.progress import silent
 from tests.methods.models import asked, logits, made

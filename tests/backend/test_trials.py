@@ -5,9 +5,9 @@ import torch
 
 from backend.artifacts import load_model, open_artifact, read_parts
 from backend.checkpoints import Checkpoints
+from backend.facts import facts
 from backend.levels import Level, build
 from backend.linear import CompressedLinear
-from backend.models import facts
 from backend.parts import combined
 from backend.pipeline import Walk, compress
 from backend.progress import silent

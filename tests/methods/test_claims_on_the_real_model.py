@@ -13,6 +13,7 @@ from backend.artifacts import load_model
 from backend.assets import EMBEDDED_MODEL, fetch
 from backend.claims import Outcome, series_name, verdict
 from backend.evaluate import Subject, evaluate
+from backend.facts import facts
 from backend.host import Host
 from backend.methods.prune.dsnot import dsnot
 from backend.methods.prune.wanda import wanda
@@ -20,7 +21,6 @@ from backend.methods.quantize.gptq import gptq
 from backend.methods.quantize.hqq import hqq
 from backend.methods.quantize.quantease import quantease
 from backend.methods.quantize.rtn import rtn
-from backend.models import facts
 from backend.parts import combined
 from backend.pipeline import Walk, compress
 from backend.progress import silent

@@ -4,8 +4,8 @@ import pytest
 
 from backend.assets import model_folder
 from backend.errors import UserError
+from backend.facts import facts
 from backend.levels import standard
-from backend.models import facts
 from store import results, tasks
 from tests.tiny import make_model
 from tests.ui import made_up

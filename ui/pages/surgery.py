@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 import gradio as gr
 
 from backend.errors import UserError
+from backend.facts import facts
 from backend.jobs import Jobs
-from backend.models import facts
 from backend.registry import discover
 from backend.text import check_text
 from store import results

@@ -14,8 +14,8 @@ from backend.errors import UserError
 from backend.estimate import estimate
 from backend.evaluate import final_states
 from backend.export import export
+from backend.facts import facts
 from backend.families import FAMILIES
-from backend.models import facts
 from backend.pipeline import compress
 from backend.progress import silent
 from backend.text import calibration

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 from backend.artifacts import load_model, load_tokenizer, open_artifact, tensor_sizes
 from backend.errors import UserError
 from backend.estimate import estimate
+from backend.facts import facts
 from backend.families import FAMILIES, family_of
 from backend.fisher import weight_gradients
-from backend.models import facts
 from backend.progress import silent
 from backend.text import calibration
 from tests.methods.models import asked, logits, made
