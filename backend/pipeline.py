@@ -45,13 +45,14 @@ from backend.padding import applied
 from backend.parts import Input, Part, gone, inputs_of
 from backend.precision import name_of
 from backend.progress import SURVEY, WALK, Progress, Update, silent
-from backend.proof import TOLERANCE, apart, first_overflow, overflow, probe_tokens, prove_walk
+from backend.proof import first_overflow, overflow, prove_walk
 from backend.recipe import Recipe, Stage, planned_stages
 from backend.registry import Method, Need, discover
 from backend.report import Report, row
 from backend.resident import forget_peak
 from backend.rules import check_layers
 from backend.shrink import few_blocks, shrunk, without_blocks
+from backend.solvers.probing import answers, apart, probe_tokens
 from backend.statistics import Gatherer, read_statistics, statistics_file, write_statistics
 from backend.tables import Tables
 from backend.text import calibration
@@ -185,20 +186,19 @@ class Walk:
         few = OpenModel(
             few_blocks(self.model, self.family, kept), self.family, self.opened.name, self.opened.device
         )
-        ids = probe_tokens(few, _PROBE_TOKENS)
+        ids = probe_tokens(few.model, _PROBE_TOKENS)
         layout = without_blocks(self.layout, self.layout.blocks - len(kept), stage.method)
         with tempfile.TemporaryDirectory() as home:
             host = replace(self.host, home=Path(home))
             walk = Walk(self.recipe, layout, few, host, Path(home), silent, Report(few.device))
             walk._text, walk._tokenizer = stage.text, self.tokenizer
             walk._tokens[stage.text or self.recipe.calibration.text] = ids.cpu().view(_PROBES, -1)
-            before = few.model(ids[None], use_cache=False).logits
+            before = answers(few.model, ids)
             walk._whole(number, stage, method, ())
             parts = {name: part for block in range(layout.blocks) for name, part in walk.parts(block).items()}
             with walk.swapped(parts):
-                after = few.model(ids[None], use_cache=False).logits
-        off = apart(after, before)
-        if not off <= TOLERANCE:
+                off = apart(answers(few.model, ids), before)
+        if off:
             raise UserError(
                 f"stage {number}, {stage.method}: changes what this {self.family.name} model computes, its "
                 f"logits by {off:.1%}; allowed: a chain without it"

@@ -18,9 +18,8 @@ from backend.feed import Feed
 from backend.host import Host
 from backend.precision import computed_as, name_of
 from backend.progress import silent
+from backend.solvers.probing import answers, apart, probe_tokens
 
-# Tokens that are read, spread over the vocabulary, and the largest difference in shares of the largest logit.
-_TOKENS, TOLERANCE = 16, 1e-3
 # Another number makes kept proofs unread.
 _FORMAT = 1
 
@@ -31,32 +30,19 @@ def prove_walk(opened: OpenModel, layout: ModelFacts, host: Host) -> None:
     kept = host.cache / "proofs" / _name(layout)
     if kept.exists():
         return
-    ids = probe_tokens(opened)
+    ids = probe_tokens(opened.model)
     with computed_as(opened.model, opened.family, torch.float32):
-        theirs = opened.model(ids[None], use_cache=False).logits[0].float()
+        theirs = answers(opened.model, ids)
         mine = opened.readout(_walked(opened, ids))
     if not bool(torch.isfinite(theirs).all()):
         raise UserError(f"model {layout.id}: its logits are no numbers, even in float32; fetch it again")
-    off = apart(mine, theirs)
-    if not off <= TOLERANCE:
+    if off := apart(mine, theirs):
         raise UserError(
             f"model {layout.id}: it computes more than a {opened.family.name} model's blocks, norm and head "
             f"(logits differ by {off:.1%} of the largest); this checkpoint is not supported"
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.touch()
-
-
-def apart(logits: Tensor, expected: Tensor) -> float:
-    """Largest difference of logits, in shares of the largest of those expected."""
-    largest = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((logits - expected).abs().max() / largest)
-
-
-def probe_tokens(opened: OpenModel, count: int = _TOKENS) -> Tensor:
-    """Token ids [count] from the whole vocabulary."""
-    rows = opened.model.get_input_embeddings().weight.shape[0]
-    return torch.linspace(0, rows - 1, count, device=opened.device).long()
 
 
 def _walked(opened: OpenModel, ids: Tensor) -> Tensor:

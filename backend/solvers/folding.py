@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from backend.errors import UserError
 from backend.families import Family, blocks_of
 from backend.shrink import few_blocks
-
-# Largest change of the logits of a float32 model, in shares of the largest, that moved scales may make.
-TOLERANCE = 1e-3
-_TOKENS = 16
+from backend.solvers.probing import answers, apart, probe_tokens
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,8 @@ def check_folding(model: nn.Module, family: Family) -> None:
     """UserError, with the linears, unless scales moved through what feeds them leave the logits alone."""
     count = len(blocks_of(model, family))
     few = few_blocks(model, family, {0, count - 1})
-    rows = few.get_input_embeddings().weight.shape[0]
-    ids = torch.linspace(0, rows - 1, _TOKENS, device=few.device).long()[None]
-    before = few(ids, use_cache=False).logits
+    ids = probe_tokens(few)
+    before = answers(few, ids)
     rng = torch.Generator().manual_seed(0)
     for group, names in enumerate(family.linears):
         for block in range(len(blocks_of(few, family))):
@@ -76,9 +72,7 @@ def check_folding(model: nn.Module, family: Family) -> None:
                 for name in family.group_names(block)[group]:
                     weight = weight_of(few, family, name)
                     set_weight(few, family, name, weight * feed.spread(scale, weight.shape[1]))
-        largest = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)
-        off = float((few(ids, use_cache=False).logits - before).abs().max() / largest)
-        if not off <= TOLERANCE:
+        if off := apart(answers(few, ids), before):
             raise UserError(
                 f"scales cannot be moved into the inputs of {', '.join(names)} of this {family.name} model: "
                 f"its logits change by {off:.1%}; allowed: stages that move no scales"
