@@ -52,15 +52,19 @@ def past_runs(history: pd.DataFrame | None, host: Host) -> list[PastRun]:
     peak_bytes where it was kept."""
     if history is None or history.empty:
         return []
-    layouts: dict[str, ModelFacts] = {}
+    layouts: dict[str, ModelFacts | None] = {}
     found = []
     for _, phases in history.groupby("run_id"):
+        # A model that has gone, or a recipe of another version: it teaches nothing.
         try:
             recipe = parse_recipe(str(phases["recipe"].iloc[0]))
-            layout = layouts.setdefault(recipe.model, facts(recipe.model, host))
-            layout = shrunk(layout, recipe.stages)
+            if recipe.model not in layouts:
+                layouts[recipe.model] = _facts(recipe.model, host)
+            whole = layouts[recipe.model]
+            layout = whole and shrunk(whole, recipe.stages)
         except (UserError, KeyError):
-            # A model that has gone, or a recipe of another version: it teaches nothing.
+            continue
+        if layout is None:
             continue
         taken = {
             str(phase).removeprefix("compress."): float(value)
@@ -69,6 +73,14 @@ def past_runs(history: pd.DataFrame | None, host: Host) -> list[PastRun]:
         peak = phases["peak_bytes"].iloc[0] if "peak_bytes" in phases else None
         found.append(PastRun(recipe, layout, taken, float(peak) if peak and peak == peak else None))
     return found
+
+
+def _facts(model: str, host: Host) -> ModelFacts | None:
+    # Asked once for all its runs: one that is gone from here costs a question to the hub.
+    try:
+        return facts(model, host)
+    except UserError:
+        return None
 
 
 def learned_rates(past: Sequence[PastRun], first: Mapping[str, float]) -> dict[str, float]:

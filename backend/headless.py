@@ -223,7 +223,7 @@ def _results(recipe: Recipe, host: Host) -> Iterator[tuple[str, "Result", float]
     from backend.pipeline import compress  # noqa: PLC0415
 
     for note in estimate(recipe, host).notes:
-        print(f"warning: model {recipe.model}: {note}", file=sys.stderr)
+        print(f"warning: {note}", file=sys.stderr)
     if recipe.stages and any(same_text(text, recipe.evaluation.text) for text in recipe.texts):
         print(
             "warning: calibration and evaluation read the same file: the numbers will flatter",

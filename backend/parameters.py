@@ -84,3 +84,8 @@ Reach = Annotated[
         description="A linear gets at most so many bits, tenths of sparsity or halves of rank off the mean",
     ),
 ]
+# Of methods that learn block by block, on some of the calibration samples.
+Samples = Annotated[int, Field(ge=1, le=4096, description="How many of the calibration samples are used")]
+BlockEpochs = Annotated[int, Field(ge=1, le=100, description="Times that each block sees the samples")]
+ClipRate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW for clipping")]
+ScaleRate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW for scales and matrices")]

@@ -133,10 +133,15 @@ def evaluation(name: str, tokenizer: Any, length: int, windows: int, host: Host)
 def check_text(name: str, host: Host) -> None:
     """UserError unless the name is in the catalogue, or a local file whose first lines can be read; asks no
     hub."""
+    _check_name(name, host)
     if name.startswith(FILE):
         for _ in islice(Documents(name, "test", host).pieces(), _FIRST):
             pass
-    elif name not in (known := [card.name for card in texts(host)]):
+
+
+def _check_name(name: str, host: Host) -> None:
+    known = [card.name for card in texts(host)]
+    if not name.startswith(FILE) and name not in known:
         raise UserError(f"text {name!r} is not known; take one of {', '.join(known)} or {FILE}PATH")
 
 
@@ -154,7 +159,7 @@ def _way_out(held: int, tokens: int, unit: str) -> str:
 
 def _tokenize(name: str, part: str, tokenizer: Any, host: Host) -> tuple[np.ndarray, dict[str, Any]]:
     """All ids of one part of a text, from the disk as they are asked for, and the first half of its stamp."""
-    check_text(name, host)
+    _check_name(name, host)
     text = Documents(name, part, host)
     total = hashlib.sha256()
     for piece in text.pieces():

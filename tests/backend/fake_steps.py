@@ -18,6 +18,7 @@ def compress(
 ) -> dict[str, Any]:
     """Do what the recipe's model name says, and note the call."""
     _note(home, "compress", digest)
+    (Path(home) / f"told-{digest[:12]}.json").write_text(json.dumps([row["run_id"] for row in history]))
     _behave(json.loads(recipe_json)["model"], "compress", Path(home) / f"go-{digest[:12]}", progress)
     artifact = Path(home) / "artifacts" / f"{digest}.safetensors"
     artifact.parent.mkdir(exist_ok=True)

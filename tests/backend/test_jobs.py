@@ -1,5 +1,6 @@
 """The durable queue on the real engine and SQLite, with steps that stand in for the model work."""
 
+import json
 import os
 import signal
 import threading
@@ -50,6 +51,14 @@ def test_a_run_is_compressed_measured_and_stored(shared: Jobs, ask: Callable[...
     assert list(results.layers(shared.database, submitted.run_id)["projection"]) == ["q_proj"]
     point = results.points(shared.database).set_index("id").loc[submitted.run_id]
     assert point["perplexity"] == 2.0
+
+
+def test_a_run_is_told_what_the_runs_before_it_took(shared: Jobs, ask: Callable[..., Recipe]) -> None:
+    first, second = (shared.submit(ask()).run_id for _ in range(2))
+    wait_for(shared, second, "done")
+    told = {run: json.loads((shared.host.home / f"told-{run}.json").read_text()) for run in (first, second)}
+    assert first in told[second]
+    assert not {first, second} & set(told[first])
 
 
 def test_the_same_recipe_asked_twice_is_one_run(shared: Jobs, ask: Callable[..., Recipe]) -> None:

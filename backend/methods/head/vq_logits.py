@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from backend.parameters import Samples
 from backend.readout import Bounds
 from backend.registry import Claim, method
 from backend.shared import SharedRows, shared_bytes
@@ -37,7 +38,6 @@ Singles = Annotated[
     float, Field(ge=0.0, lt=1.0, description="Share of the rows that frequent tokens have for themselves")
 ]
 Steps = Annotated[int, Field(ge=1, le=100, description="Steps of the clustering")]
-Samples = Annotated[int, Field(ge=1, le=4096, description="How many of the calibration samples are used")]
 Epochs = Annotated[int, Field(ge=0, le=100, description="Times that tuning sees the samples; 0: none")]
 Rate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW, as a share of a row's mean size")]
 _CLAIMED = {"codes": 2048, "epochs": 0}

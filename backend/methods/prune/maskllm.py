@@ -26,7 +26,7 @@ from torch.nn.functional import linear
 
 from backend.errors import UserError
 from backend.packing import pack, unpack
-from backend.parameters import OwnText
+from backend.parameters import OwnText, Samples
 from backend.parts import Sparse, gone
 from backend.registry import Claim, method
 from backend.sizes import kept_by_pattern
@@ -49,7 +49,6 @@ Objective = Annotated[
     Literal["blocks", "text"],
     Field(description="Each block's output beside the dense block's, or the whole model's loss on text"),
 ]
-Samples = Annotated[int, Field(ge=1, le=4096, description="How many of the calibration samples are used")]
 Epochs = Annotated[int, Field(ge=1, le=1000, description="Times that each sample is seen")]
 Batch = Annotated[int, Field(ge=1, le=256, description="Samples a step")]
 Rate = Annotated[float, Field(ge=0.0, le=10.0, description="Step of Adam for logits; falls to nothing")]

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backend.parameters import Bits, GroupSize
+from backend.parameters import Bits, BlockEpochs, ClipRate, GroupSize, Samples, ScaleRate
 from backend.registry import Claim, method
 from backend.sizes import grid_bytes
 from backend.solvers.clipping import learn
@@ -30,10 +30,6 @@ Freedom = Annotated[
     Literal["clipping", "diagonal", "affine"],
     Field(description="What is learned: clipping, also a scale a channel, also a matrix a head"),
 ]
-Epochs = Annotated[int, Field(ge=1, le=100, description="Times that each block sees the samples")]
-Samples = Annotated[int, Field(ge=1, le=4096, description="How many of the calibration samples are used")]
-ClipRate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW for clipping")]
-ScaleRate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW for scales and matrices")]
 MaskFactor = Annotated[
     float, Field(gt=0.0, le=1.0, description="How much slower entries beside the diagonal move")
 ]
@@ -59,7 +55,7 @@ def affinequant(
     group_size: GroupSize = 64,
     shape: Freedom = "affine",
     samples: Samples = 16,
-    epochs: Epochs = 8,
+    epochs: BlockEpochs = 8,
     clip_rate: ClipRate = 0.01,
     scale_rate: ScaleRate = 0.005,
     mask_factor: MaskFactor = 0.1,

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from backend.parameters import Bits, GroupSize
+from backend.parameters import Bits, BlockEpochs, ClipRate, GroupSize, Samples, ScaleRate
 from backend.registry import Claim, method
 from backend.sizes import grid_bytes
 from backend.solvers.clipping import learn
@@ -27,10 +27,6 @@ from backend.views import Work
 _FIRST = {"bits": 2, "group_size": 64}
 
 Scales = Annotated[bool, Field(description="A scale of each channel is learned too, not clipping alone")]
-Epochs = Annotated[int, Field(ge=1, le=100, description="Times that each block sees the samples")]
-Samples = Annotated[int, Field(ge=1, le=4096, description="How many of the calibration samples are used")]
-ClipRate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW for clipping")]
-ScaleRate = Annotated[float, Field(gt=0.0, le=1.0, description="Step of AdamW for scales")]
 
 
 @method(
@@ -53,7 +49,7 @@ def omniquant(
     group_size: GroupSize = 64,
     scales: Scales = True,
     samples: Samples = 16,
-    epochs: Epochs = 8,
+    epochs: BlockEpochs = 8,
     clip_rate: ClipRate = 0.01,
     scale_rate: ScaleRate = 0.005,
 ) -> None:

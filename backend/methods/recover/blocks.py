@@ -23,14 +23,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear
 
+from backend.parameters import BlockEpochs, Samples
 from backend.parts import Part
 from backend.registry import Claim, method
 from backend.solvers.blockwise import Values, fit, gradients, relative_error
 from backend.solvers.tunable import decoder, retuned, sizes, tunable
 from backend.views import Block, Work
 
-Epochs = Annotated[int, Field(ge=1, le=100, description="Times that each block sees the samples")]
-Samples = Annotated[int, Field(ge=1, le=4096, description="How many of the calibration samples are used")]
 Rate = Annotated[
     float, Field(gt=0.0, le=1.0, description="Step of AdamW, as a share of a scale; falls to nothing")
 ]
@@ -56,7 +55,7 @@ def blocks(
     work: Work,
     *,
     samples: Samples = 16,
-    epochs: Epochs = 4,
+    epochs: BlockEpochs = 4,
     learning_rate: Rate = 0.01,
     batch: Batch = 1,
     codes: Codes = False,
