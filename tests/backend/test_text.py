@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -295,3 +298,33 @@ def test_one_file_for_both_is_noticed(tmp_path: Path, numbers: str) -> None:
     assert text.same_text(numbers, f"file:{tmp_path / 'link.txt'}")
     assert not text.same_text(numbers, "file:other.txt")
     assert not text.same_text("wikipedia-en", "wikipedia-en")
+
+
+GROWTH = """
+import resource, sys
+from backend import text
+from backend.host import Host
+from tests.backend.test_text import words
+host = Host.from_environment()
+small, large = (f"file:{place}" for place in sys.argv[1:])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+text.calibration(small, words(), 4, 64, 0, host)
+before = peak()
+text.calibration(large, words(), 64, 512, 0, host)
+print(peak() - before)
+"""
+
+
+def test_the_memory_of_the_process_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    # Six megabytes in one go took 528 MB, most of it in memory that only the process as a whole shows.
+    places = []
+    for megabytes in (0.3, 6):
+        places.append(tmp_path / f"{megabytes}.jsonl")
+        row = json.dumps({"text": " ".join(f"w{number % 500}" for number in range(400))}) + "\n"
+        places[-1].write_text(row * int(megabytes * 1e6 / len(row)))
+    environment = {**os.environ, "PARETOSCOPE_ROOTS": str(tmp_path), "PARETOSCOPE_HOME": str(tmp_path / "h")}
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, *map(str, places)], capture_output=True, text=True, check=True,
+        env=environment, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert int(done.stdout.split()[-1]) < 100
