@@ -7,9 +7,9 @@
 
 A real scale is the paper's real exponent bias; E = 1 is a uniform grid, M = 0 gives powers of two. Needs the
 Gram matrix. Stores bits + 16 / group_size bits per weight; the paper has one group per row (-1). No step
-raises the loss, so it ends at or below that of the largest weights as scales, which `search` 0 gives. 16 scales
-take a fifth of the time of the paper's 100 and leave up to a fifth more of the loss. Weights alone: activations
-stay as they are. Liu et al., LLM-FP4, arXiv 2310.16836.
+raises the loss, so it ends at or below that of the largest weights as scales, which `search` 0 gives. 16
+scales take a fifth of the time of the paper's 100 and leave up to a fifth more of the loss. Weights alone:
+activations stay as they are. Liu et al., LLM-FP4, arXiv 2310.16836.
 """
 
 from collections.abc import Mapping
