@@ -288,16 +288,17 @@ def _crosses(broken: pd.DataFrame, sound: pd.DataFrame, y: Axis, told: pd.Series
 def _legend_of(groups: Sequence[str], table: pd.DataFrame) -> list[Figure]:
     """What each symbol stands for, where several models or protocols share a picture."""
     entries = []
-    for number, group in enumerate(groups):
-        model, protocol, speeds = group.rsplit("|", 2)
+    told = [group.rsplit("|", 2) for group in groups]
+    alike = len({(model, protocol) for model, protocol, _ in told}) == 1
+    for number, (group, (model, protocol, speeds)) in enumerate(zip(groups, told, strict=True)):
         own = table[table["_group"] == group].iloc[0]
+        words = [model, own["text"] or say("explore.no_text"), own["computed"]]
+        scope = f"{', '.join(filter(None, words))} ({protocol[:4]})"
+        name = _SPEEDS[speeds].removeprefix(", ") if alike else scope + _SPEEDS.get(speeds, "")
         entries.append(
             {
                 "type": "scatter", "mode": "markers", "x": [None], "y": [None], "hoverinfo": "skip",
-                "name": escape(
-                    f"{model}, {own['text'] or say('explore.no_text')}, {own['computed']} ({protocol[:4]})"
-                    + _SPEEDS.get(speeds, "")
-                ),
+                "name": escape(name),
                 "marker": {
                     "symbol": charts.SYMBOLS[min(number, len(charts.SYMBOLS) - 1)], "color": "var(--ink-3)",
                 },

@@ -238,6 +238,8 @@ def test_simulated_and_real_speeds_are_told_apart_on_axis_front_legend_and_hover
         for point, shape in zip(trace["customdata"], trace["marker"]["symbol"], strict=True)
     }
     assert {shapes[run] for run in filled[1:4]}.isdisjoint({shapes[run] for run in filled[4:6]})
+    names = [trace["name"] for trace in figure["data"] if trace.get("x") == [None]]
+    assert {"speeds simulated", "speeds real"} <= set(names), "one model, one text: that is told once, above"
     only = points[points["id"].isin(filled[1:4])]
     assert drawn(only, decode)[0]["layout"]["xaxis"]["title"]["text"] == "Decode (tokens/s), simulated"
     told = json.dumps(drawn(points)[0])
